@@ -1,0 +1,38 @@
+"""A structural-reparameterization compiler for PyTorch: equal outputs, fewer operators."""
+
+from repcompile.affine import Affine, Axis, Uniform
+from repcompile.compiler import Compilation, compile_model, explain, fuse
+from repcompile.cost import Cost, CostModel, Macs, Roofline
+from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
+from repcompile.report import Report
+from repcompile.rules import DEFAULT, RuleSet, affine_rule, layout_rule, shape_rule
+from repcompile.verify import Check, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT",
+    "Affine",
+    "Axis",
+    "Check",
+    "Compilation",
+    "Cost",
+    "CostModel",
+    "Inexact",
+    "Macs",
+    "ModelError",
+    "RepcompileError",
+    "Report",
+    "Roofline",
+    "RuleError",
+    "RuleSet",
+    "Uniform",
+    "VerificationError",
+    "affine_rule",
+    "compile_model",
+    "explain",
+    "fuse",
+    "layout_rule",
+    "shape_rule",
+    "verify",
+]

@@ -1,0 +1,120 @@
+"""Many spellings to one.
+
+Given: a captured graph, which this stage takes over.  Result: the same graph without operators that do nothing in eval
+mode, with questions about shapes asked as early as possible (an interior value that only tells its size need not
+exist), each question asked once.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from repcompile.capture import Captured
+from repcompile.inplace import is_fresh
+
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
+DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+RANK_QUESTIONS = {"ndim", "dim", "device"}
+SIZE_QUESTIONS = RANK_QUESTIONS | {"shape", "size"}
+
+KEEP_RANK = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
+)
+KEEP_SIZE_MODULES = (
+    *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
+)
+KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
+
+
+def canonicalize(captured: Captured) -> Captured:
+    """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(captured.graph.nodes):
+        if _does_nothing(node, captured):
+            node.replace_all_uses_with(_operand(node))
+            captured.graph.erase_node(node)
+        elif _question(node) is not None:
+            _ask_earlier(node, captured)
+            _ask_once(node, seen)
+        elif _about_questions(node):
+            _ask_once(node, seen)
+    captured.graph.eliminate_dead_code(is_impure_node=lambda node: not _droppable(node, captured))
+    return captured
+
+
+def _droppable(node: fx.Node, captured: Captured) -> bool:
+    """Whether nobody notices that `node` does not run."""
+    if node.op == "get_attr" or is_fresh(node, captured.modules) or _question(node) is not None:
+        return True
+    return node.op == "call_function" and node.target in (getattr, operator.getitem, operator.eq)
+
+
+def _does_nothing(node: fx.Node, captured: Captured) -> bool:
+    if node.op == "call_module":
+        module = captured.module(node)
+        plain = type(module) is nn.Identity or (isinstance(module, DROPOUTS) and not module.training)
+        return plain and len(node.all_input_nodes) == 1
+    if node.op != "call_function" or node.target not in DROPOUT_FUNCTIONS:
+        return False
+    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+    return training is False
+
+
+def _operand(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
+def _question(node: fx.Node) -> str | None:
+    """What `node` asks about the shape or device of its operand."""
+    if node.op == "call_function" and node.target is getattr and node.args[1] in SIZE_QUESTIONS:
+        return str(node.args[1])
+    return str(node.target) if node.op == "call_method" and node.target in ("size", "dim") else None
+
+
+def _ask_earlier(node: fx.Node, captured: Captured) -> None:
+    """Ask the same question about the earliest value that has the same answer."""
+    question, subject = _question(node), node.args[0]
+    while isinstance(subject, fx.Node) and _same_answer(subject, question, captured):
+        subject = subject.args[0]
+    if isinstance(subject, fx.Node):
+        node.args = (subject, *node.args[1:])
+
+
+def _same_answer(node: fx.Node, question: str | None, captured: Captured) -> bool:
+    if node.op == "call_module":
+        module = captured.module(node)
+        if isinstance(module, KEEP_SIZE_MODULES) and len(node.args) == 1:
+            return True
+        return question in RANK_QUESTIONS and isinstance(module, KEEP_RANK) and len(node.args) == 1
+    return node.op == "call_function" and node.target in KEEP_SIZE_FUNCTIONS
+
+
+def _about_questions(node: fx.Node) -> bool:
+    """Arithmetic on sizes, and assertions about them."""
+    if node.op != "call_function" or node.target not in (operator.eq, operator.getitem, torch._assert):
+        return False
+    subject = node.args[0]
+    return isinstance(subject, fx.Node) and (_question(subject) is not None or subject.target is operator.eq)
+
+
+def _ask_once(node: fx.Node, seen: dict[Any, fx.Node]) -> None:
+    """Replace `node` by an earlier one that says the same."""
+    message = 1 if node.target is torch._assert else len(node.args)
+    key = (node.target, node.args[:message], tuple(node.kwargs.items()))
+    try:
+        first = seen.setdefault(key, node)
+    except TypeError:  # arguments without a hash
+        return
+    if first is node:
+        return
+    if "unpacked" in node.meta:
+        first.meta["unpacked"] = node.meta["unpacked"]
+    node.replace_all_uses_with(first)
+    node.graph.erase_node(node)

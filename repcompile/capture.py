@@ -1,0 +1,104 @@
+"""From a module to a graph that tells the truth.
+
+Given: any `nn.Module` in eval mode.  Result: a `Captured` graph that computes what the module computes; what cannot be
+traced is a leaf of the graph, with the reason.  The module is not touched: `tracing` runs a copy of its structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from repcompile.errors import ModelError
+from repcompile.inplace import Unprovable, functionalized
+from repcompile.tracing import KEPT, Changed, trace
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A model as a graph of operators.
+
+    graph: torch.fx's; every node's `meta["path"]` names the module of the user's that it belongs to.
+    modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
+    opaque: path of a module that stays Python -> the reason.
+    transient: paths of tensors that `state_dict` leaves out.
+    """
+
+    graph: fx.Graph
+    modules: Mapping[str, nn.Module]
+    constants: Mapping[str, Tensor]
+    opaque: Mapping[str, str] = field(default_factory=dict[str, str])
+    transient: frozenset[str] = frozenset()
+    name: str = "Module"
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a `call_module` node calls."""
+        return self.modules[str(node.target)]
+
+
+def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captured:
+    """The graph of `model`.
+
+    leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
+    Raises ModelError if `model` is not an nn.Module in eval mode, or cannot be copied or traced at its root.
+    """
+    _require_eval(model)
+    modules = dict(model.named_modules())
+    opaque: dict[str, str] = {}
+    while True:  # ends: every round makes one more module a leaf
+        try:
+            graph, constants, failures = trace(model, leaves, opaque)
+            graph = functionalized(graph, modules)
+            break
+        except (Changed, Unprovable) as error:
+            opaque[_smallest(error.paths, opaque, modules)] = str(error)
+    opaque.update(failures)
+    used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return Captured(
+        graph,
+        {path: modules[path] for path in modules if path in used},
+        constants,
+        {path: reason for path, reason in opaque.items() if path in used},
+        _transient(model) | {name for name in constants if name.startswith(KEPT)},
+        type(model).__name__,
+    )
+
+
+def _transient(model: nn.Module) -> frozenset[str]:
+    return frozenset(
+        f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set
+    )
+
+
+def _require_eval(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"repcompile takes a torch.nn.Module; got {type(model).__name__}")
+    if model.training:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode, where batch norm depends on the batch and nothing folds: "
+            "call model.eval() first"
+        )
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ModelError(f"{type(model).__name__} has lazy parameters: run it once, then compile it")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a scripted module has no Python left to trace: compile the model, then script the result")
+
+
+def _smallest(paths: tuple[str, ...], opaque: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
+    """The first of `paths` that is not a leaf yet, going outwards.  Raises ModelError at the root."""
+    for path in paths:
+        while path and path in opaque:
+            path = path.rpartition(".")[0]
+            while path and path not in modules:
+                path = path.rpartition(".")[0]
+        if path:
+            return path
+    raise ModelError(
+        "the model's own forward changes tensors or attributes in a way that tracing cannot follow; "
+        "compile its submodules one by one"
+    )

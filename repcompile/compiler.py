@@ -1,0 +1,105 @@
+"""The main path: from a model to its fused form, with every intermediate value kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import Captured, capture
+from repcompile.cost import CostModel, Roofline
+from repcompile.errors import VerificationError
+from repcompile.execute import execute
+from repcompile.facts import Facts, affine_facts
+from repcompile.plan import Plan, choose
+from repcompile.regions import candidate_regions
+from repcompile.report import Report, report_on
+from repcompile.rewrite import Rewritten, Rollback, rewrite
+from repcompile.rules import DEFAULT, RuleSet
+from repcompile.verify import Check, compare_outputs, verify
+
+Inputs = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What each stage made.
+
+    module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
+    """
+
+    captured: Captured
+    facts: Facts
+    plan: Plan
+    module: fx.GraphModule
+    rewritten: tuple[Rewritten, ...]
+    rollbacks: tuple[Rollback, ...]
+    checks: tuple[Check, Check] | None
+
+    @property
+    def report(self) -> Report:
+        """What was fused, what was not, and why not."""
+        return report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
+
+
+def compile_model(
+    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+) -> Compilation:
+    """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result."""
+    captured = canonicalize(capture(model, rules.module_classes))
+    known = _measured(captured, model, example_inputs)
+    facts = affine_facts(captured, rules, known)  # legality: no weight is read
+    plan = choose(candidate_regions(captured, facts, known), cost or Roofline())  # profit
+    module, rewritten, rollbacks = rewrite(captured, facts, plan)  # values: folded once, in float64
+    checks = None if example_inputs is None else _checked(model, module, example_inputs)
+    return Compilation(captured, facts, plan, module, rewritten, rollbacks, checks)
+
+
+def fuse(
+    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+) -> fx.GraphModule:
+    """A new module that computes what `model` computes in eval mode, with fewer operators.
+
+    model: in eval mode; it is not changed, and shares nothing with the result.
+    example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared.
+    rules: what is known of each operator.  cost: what operators cost; `Roofline()` unless given.
+    Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
+    """
+    return compile_model(model, example_inputs, rules=rules, cost=cost).module
+
+
+def explain(
+    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+) -> Report:
+    """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""
+    return compile_model(model, example_inputs, rules=rules, cost=cost).report
+
+
+def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> dict[fx.Node, tuple[int, ...]]:
+    """The shapes on the way of the example inputs; the captured graph must compute what the model does."""
+    if inputs is None:
+        return {}
+    output, shapes = execute(captured, inputs)
+    with torch.no_grad():
+        check = compare_outputs(model(*inputs), output)
+    if not check.passed:
+        raise VerificationError(
+            f"the captured graph of {captured.name} differs from the model by {check.error:.2e} at {check.place}: "
+            "tracing saw something else than what runs, so nothing is fused"
+        )
+    return shapes
+
+
+def _checked(model: nn.Module, module: nn.Module, inputs: Inputs) -> tuple[Check, Check]:
+    checks = verify(model, module, inputs)
+    for check, where in zip(checks, ("in float64", "in the model's dtype"), strict=True):
+        if not check.passed:
+            raise VerificationError(
+                f"the fused model differs {where} by {check.error:.2e} at {check.place}, "
+                f"where rounding explains {check.bound:.2e}; nothing is returned"
+            )
+    return checks

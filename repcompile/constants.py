@@ -1,0 +1,83 @@
+"""Which nodes do not depend on any input, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repcompile.capture import Captured
+from repcompile.errors import Inexact
+from repcompile.values import Constant, as_constant, computed
+
+Evaluate = Callable[..., Any]
+
+
+class Constants:
+    """The part of a graph that is computed from parameters and buffers alone."""
+
+    def __init__(self, captured: Captured) -> None:
+        self._captured = captured
+        self._nodes: set[fx.Node] = set()
+        self._values: dict[fx.Node, Constant] = {}
+        for node in captured.graph.nodes:
+            if node.op == "get_attr" or self._derived(node):
+                self._nodes.add(node)
+
+    def __contains__(self, node: fx.Node) -> bool:
+        return node in self._nodes
+
+    def value(self, node: fx.Node) -> Constant:
+        """The constant that `node` is.  Raises Inexact if it is not a tensor of floating-point numbers."""
+        if node not in self._values:
+            self._values[node] = self._evaluated(node)
+        return self._values[node]
+
+    def _derived(self, node: fx.Node) -> bool:
+        pure = node.op in ("call_function", "call_method") and node.target not in RANDOM
+        inputs = node.all_input_nodes
+        return pure and bool(inputs) and all(operand in self._nodes for operand in inputs)
+
+    def _evaluated(self, node: fx.Node) -> Constant:
+        if node.op == "get_attr":
+            return as_constant(self._captured.constants[str(node.target)])
+        leaves = _leaves(node)
+        tensors = [self._captured.constants[str(leaf.target)] for leaf in leaves]
+
+        def evaluate(*values: Tensor) -> Any:
+            return _run(node, dict(zip(leaves, values, strict=True)))
+
+        with torch.no_grad():
+            sample = evaluate(*tensors)
+        if not isinstance(sample, Tensor) or not sample.is_floating_point():
+            raise Inexact("a constant that is not a tensor of floating-point numbers")
+        return computed(evaluate, *tensors, shape=tuple(sample.shape))
+
+
+def _leaves(node: fx.Node) -> list[fx.Node]:
+    """The `get_attr` nodes that `node` is computed from."""
+    found: dict[fx.Node, None] = {}
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        if top.op == "get_attr":
+            found[top] = None
+        stack.extend(top.all_input_nodes)
+    return list(found)
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The value of a constant node, given those of its leaves."""
+    if node not in values:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda operand: _run(operand, values))
+        function = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+        values[node] = function(*args[1:] if node.op == "call_method" else args, **kwargs)
+    return values[node]
+
+
+RANDOM = frozenset(
+    [torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.dropout, torch.nn.functional.dropout]
+    + ["bernoulli", "normal_", "uniform_", "random_", "new_empty", "multinomial"]
+)

@@ -1,0 +1,78 @@
+"""What operators cost: multiply-accumulates, bytes moved, launches; and models that turn these into one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from repcompile.affine import Affine, Map, Uniform
+
+POSITIONS = 256  # output positions assumed where no example input tells the size: one 16 x 16 image
+ELEMENT = 4  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """macs: multiply-accumulates.  bytes: read and written.  launches: kernels started."""
+
+    macs: float = 0
+    bytes: float = 0
+    launches: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.bytes + other.bytes, self.launches + other.launches)
+
+
+class CostModel(Protocol):
+    """Anything that prices a `Cost`; the planner maximizes the price saved."""
+
+    def __call__(self, cost: Cost) -> float:
+        """The price, >= 0, in any unit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Seconds on a machine bounded by arithmetic or by memory, plus a fixed time per kernel (Williams et al. 2009).
+
+    macs_per_second, bytes_per_second: > 0.  launch: seconds a kernel. The defaults are those of a few CPU cores.
+    """
+
+    macs_per_second: float = 5e10
+    bytes_per_second: float = 1e10
+    launch: float = 5e-6
+
+    def __call__(self, cost: Cost) -> float:
+        arithmetic, memory = cost.macs / self.macs_per_second, cost.bytes / self.bytes_per_second
+        return max(arithmetic, memory) + self.launch * cost.launches
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Multiply-accumulates alone; kernels break ties."""
+
+    def __call__(self, cost: Cost) -> float:
+        return cost.macs + 1e-3 * cost.launches
+
+
+def cost_of_map(x: Map, channels: int, before: float, after: float) -> Cost:
+    """One operator that computes `x`.
+
+    channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
+    """
+    if isinstance(x, Uniform):
+        return Cost() if x.is_identity else cost_of_elementwise(1, channels, after)
+    if x.is_diagonal:
+        return cost_of_elementwise(1, x.c_out, after)
+    moved = x.c_in * before + x.c_out * after + x.weights
+    cost = Cost(x.weights * after, ELEMENT * moved, 1)
+    if any(axis.lo != axis.hi or axis.lo < 0 for axis in x.axes):
+        cost += Cost(0, 2 * ELEMENT * x.c_in * before, 1)
+    if x.has_border:
+        cost += Cost(0, 2 * ELEMENT * x.c_out * after, 1)
+    return cost
+
+
+def cost_of_elementwise(operands: int, channels: int, positions: float) -> Cost:
+    """One elementwise kernel: every operand read, one result written."""
+    return Cost(channels * positions, ELEMENT * (operands + 1) * channels * positions, 1)

@@ -1,0 +1,135 @@
+"""From a map and its numbers to the module that computes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from repcompile.affine import Affine, Compose, Leaf, Spread, Sum
+from repcompile.errors import Inexact
+from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.values import Values
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PADS = {
+    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+
+
+def emit(x: Affine, values: Values) -> nn.Module:
+    """A module in float64 that computes `x`: Linear, Conv, a per-channel map, or a convolution with a border map.
+
+    Without spatial axes it acts on the last axis, with n of them on (batch, c_in, *spatial). It may share memory with
+    `values`; `cast` makes the parameters its own.
+    """
+    with torch.no_grad():
+        if x.is_diagonal:
+            return _channel_affine(x, values)
+        if not x.axes:
+            return _linear(x, values)
+        pad, conv = _convolution(x, values)
+        if values.border is not None and bool(values.border.any()):
+            return BorderConv(pad, conv, values.border)
+        return conv if isinstance(pad, nn.Identity) else nn.Sequential(pad, conv)
+
+
+def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
+    """The module in the dtype, on the device, and with the `requires_grad` of the weights that it was folded from.
+
+    Raises Inexact if these do not agree, or if a value does not fit the dtype.
+    """
+    kinds = {(tensor.dtype, tensor.device) for tensor in like}
+    if len(kinds) != 1:
+        raise Inexact(f"its weights have {len(kinds)} dtypes or devices: {', '.join(sorted(map(str, kinds)))}")
+    ((dtype, device),) = kinds
+    for name, parameter in list(module.named_parameters()):
+        rounded = parameter.detach().to(device=device, dtype=dtype, copy=True)
+        if not _all_finite(rounded) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
+            raise Inexact(f"folded values do not fit {dtype}")
+        owner, _, field = name.rpartition(".")
+        learns = any(tensor.requires_grad for tensor in like)
+        setattr(module.get_submodule(owner), field, nn.Parameter(rounded, requires_grad=learns))
+    return module.eval()
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
+    return bool(tensor.sum(dtype=torch.float64).isfinite())
+
+
+def weights_of(x: Affine) -> tuple[Tensor, ...]:
+    """The parameters and buffers that the values of `x` come from, each once."""
+    found: dict[int, Tensor] = {}
+    stack, visited = [x], set[int]()
+    while stack:
+        top = stack.pop()
+        if id(top) in visited:
+            continue
+        visited.add(id(top))
+        match top.parts:
+            case Leaf(kernel, bias):
+                tensors = (*kernel.tensors, *(() if bias is None else bias.tensors))
+                found.update({id(tensor): tensor for tensor in tensors})
+            case Compose(outer, inner):
+                stack += [outer, inner]
+            case Sum(left, right):
+                stack += [left, right]
+            case Spread(inner):
+                stack.append(inner)
+    return tuple(found.values())
+
+
+def _channel_affine(x: Affine, values: Values) -> nn.Module:
+    shape = (x.c_out, *[1] * len(x.axes))
+    bias = values.kernel.new_zeros(x.c_out) if values.bias is None else values.bias
+    return ChannelAffine(values.kernel.reshape(shape), bias.reshape(shape))
+
+
+def _linear(x: Affine, values: Values) -> nn.Module:
+    linear = nn.Linear(x.c_in, x.c_out, bias=values.bias is not None, device="meta")
+    kernel = values.kernel if x.groups == 1 else _dense(x, values.kernel)
+    return _filled(linear, kernel, values.bias)
+
+
+def _dense(x: Affine, kernel: Tensor) -> Tensor:
+    return torch.block_diag(*kernel.unflatten(0, (x.groups, -1)))
+
+
+def _convolution(x: Affine, values: Values) -> tuple[nn.Module, nn.Module]:
+    """(padding module, convolution); the convolution pads by itself where both sides are padded alike."""
+    alike = all(axis.lo == axis.hi >= 0 for axis in x.axes)
+    conv = CONVOLUTIONS[len(x.axes) - 1](
+        x.c_in,
+        x.c_out,
+        kernel_size=[axis.size for axis in x.axes],  # type: ignore[arg-type]
+        stride=[axis.stride for axis in x.axes],  # type: ignore[arg-type]
+        padding=[axis.lo if alike else 0 for axis in x.axes],  # type: ignore[arg-type]
+        dilation=[axis.dilation for axis in x.axes],  # type: ignore[arg-type]
+        groups=x.groups,
+        bias=values.bias is not None,
+        padding_mode=x.mode if alike and x.pads else "zeros",
+        device="meta",
+    )
+    return nn.Identity() if alike else _padding(x), _filled(conv, values.kernel, values.bias)
+
+
+def _padding(x: Affine) -> nn.Module:
+    """Padding first, then the crop: the order in which `Affine` defines them."""
+    pads = [pad for axis in reversed(x.axes) for pad in (axis.lo, axis.hi)]
+    index = len(x.axes) - 1
+    layers: list[nn.Module] = []
+    if x.pads:
+        layers.append(PADS[x.mode][index](tuple(max(pad, 0) for pad in pads)))
+    if min(pads) < 0:
+        layers.append(PADS["zeros"][index](tuple(min(pad, 0) for pad in pads)))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _filled(module: nn.Module, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+    module.weight = nn.Parameter(kernel.contiguous())
+    if bias is not None:
+        module.bias = nn.Parameter(bias)
+    return module

@@ -1,0 +1,49 @@
+"""Running a captured graph as it stands, on the user's inputs: to learn shapes, and to see that the capture is true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repcompile.capture import Captured
+from repcompile.errors import ModelError
+
+
+def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Node, tuple[int, ...]]]:
+    """(output, shape of every tensor on the way) of a captured graph.
+
+    Raises ModelError if the number of inputs is not the number of arguments without a default.
+    """
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(placeholders):
+        raise ModelError(
+            f"{captured.name}.forward takes {len(placeholders)} required arguments; example_inputs has {len(inputs)}"
+        )
+    values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+    with torch.no_grad():
+        for node in captured.graph.nodes:
+            if node.op != "placeholder":
+                values[node] = _run(captured, node, values)
+            if isinstance(values[node], Tensor):
+                shapes[node] = tuple(values[node].shape)
+            if node.op == "output":
+                return values[node], shapes
+    raise ModelError(f"the graph of {captured.name} has no output")
+
+
+def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "output":
+        return args[0]
+    if node.op == "get_attr":
+        return captured.constants[str(node.target)]
+    if node.op == "call_module":
+        return captured.module(node)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)

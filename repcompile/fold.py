@@ -1,0 +1,190 @@
+"""From a map to its numbers: the expression behind an `Affine`, evaluated once, in float64."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repcompile.affine import Affine, Axis, Compose, Leaf, Spread, Sum
+from repcompile.values import Reader, Values, in_float64
+
+
+def fold(x: Affine, read: Reader = in_float64) -> Values:
+    """Kernel, bias and border term of `x` in float64.
+
+    A part that is used twice is evaluated once.  read: turns a parameter into float64; pass one that remembers to share
+    the conversions.
+    """
+    return _fold(x, read, {})
+
+
+def apply(x: Affine, image: Tensor) -> Tensor:
+    """`x(image)` in float64, by torch's own operators: the meaning of an `Affine`, which tests compare against.
+
+    image: (n, c_in, *spatial), or (..., c_in) without spatial axes.
+    """
+    values = fold(x)
+    if not x.axes:
+        return F.linear(image, _regrouped(values.kernel, x.groups, 1), values.bias)
+    y = convolve(x, extended(x, image), values.kernel, values.bias, x.groups)
+    if values.border is None:
+        return y
+    return y + convolve(x, extended(x, torch.ones_like(image[:1, :1])), values.border, None, 1)
+
+
+def convolve(x: Affine, image: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """The padding-free convolution with the strides and dilations of `x`."""
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(x.axes) - 1]
+    strides, dilations = [a.stride for a in x.axes], [a.dilation for a in x.axes]
+    return function(image, kernel, bias, strides, 0, dilations, groups)
+
+
+def extended(x: Affine, image: Tensor) -> Tensor:
+    """The image as `x` sees it: padded in its mode, then cropped where the padding is negative."""
+    pads = [pad for axis in reversed(x.axes) for pad in (axis.lo, axis.hi)]
+    if x.pads:
+        image = F.pad(image, [max(pad, 0) for pad in pads], mode="constant" if x.mode == "zeros" else x.mode)
+    return F.pad(image, [min(pad, 0) for pad in pads]) if min(pads) < 0 else image
+
+
+def _fold(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
+    if id(x) not in done:
+        done[id(x)] = _evaluate(x, read, done)
+    return done[id(x)]
+
+
+def _evaluate(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
+    match x.parts:
+        case Leaf(kernel, bias):
+            return Values(kernel.exact(read), None if bias is None else bias.exact(read))
+        case Spread(inner):
+            values = _fold(inner, read, done)
+            return Values(values.kernel.reshape(*values.kernel.shape[:2], *[1] * len(x.axes)), values.bias)
+        case Sum(left, right):
+            return _added(x, left, _fold(left, read, done), right, _fold(right, read, done))
+        case Compose(outer, inner):
+            return _composed(x, outer, _fold(outer, read, done), inner, _fold(inner, read, done))
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+def _added(x: Affine, left: Affine, a: Values, right: Affine, b: Values) -> Values:
+    kernel = _widened(_regrouped(a.kernel, left.groups, x.groups), left, x)
+    kernel = kernel + _widened(_regrouped(b.kernel, right.groups, x.groups), right, x)
+    borders = [_widened(v.border, part, x) for v, part in ((a, left), (b, right)) if v.border is not None]
+    return Values(kernel, _total([v for v in (a.bias, b.bias) if v is not None]), _total(borders))
+
+
+def _total(terms: list[Tensor]) -> Tensor | None:
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _widened(kernel: Tensor, part: Affine, whole: Affine) -> Tensor:
+    """The kernel of `part` on the taps of `whole`, zero elsewhere."""
+    if part.axes == whole.axes:
+        return kernel
+    result = kernel.new_zeros(*kernel.shape[:2], *[axis.size for axis in whole.axes])
+    places = [_taps(inner, outer) for inner, outer in zip(part.axes, whole.axes, strict=True)]
+    result[(slice(None), slice(None), *places)] = kernel
+    return result
+
+
+def _taps(part: Axis, whole: Axis) -> slice:
+    first = (whole.lo - part.lo) // whole.dilation
+    step = max(part.dilation // whole.dilation, 1)
+    return slice(first, first + step * (part.size - 1) + 1, step)
+
+
+def _regrouped(kernel: Tensor, groups: int, fewer: int) -> Tensor:
+    """A kernel of `groups` groups written with `fewer`: block diagonal, the same map.  fewer divides groups."""
+    if groups == fewer:
+        return kernel
+    c_out, c_in, *sizes = kernel.shape
+    blocks = groups // fewer
+    result = kernel.new_zeros(fewer, blocks, c_out // groups, blocks, c_in, *sizes)
+    index = torch.arange(blocks)
+    result[:, index, :, index] = kernel.reshape(fewer, blocks, c_out // groups, c_in, *sizes).transpose(0, 1)
+    return result.reshape(c_out, blocks * c_in, *sizes)
+
+
+# -- compositions ------------------------------------------------------------------------------------------------------
+
+
+def _composed(x: Affine, outer: Affine, o: Values, inner: Affine, i: Values) -> Values:
+    kernel = _kernel_of_composition(x, outer, o.kernel, inner, i.kernel)
+    bias = o.bias
+    border = None
+    if i.border is not None:
+        border = _convolved_kernels(outer, o.kernel, inner, i.border, outer.groups)
+    if i.bias is not None:
+        reach = _times_vector(outer, o.kernel, i.bias)
+        bias, border = _with_constant(x, outer, inner, reach, bias, border)
+    if o.border is not None:
+        bias, border = _with_constant(x, outer, inner, o.border[:, 0], bias, border)
+    return Values(kernel, bias, border)
+
+
+def _with_constant(
+    x: Affine, outer: Affine, inner: Affine, reach: Tensor, bias: Tensor | None, border: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Add what the constant that outer's taps see contributes: to the bias if every tap is inside, else to the border.
+
+    reach: (c_out, *sizes of outer), the contribution of each tap of outer.
+    """
+    if outer.pads and x.mode == "zeros":
+        term = _on_indicator(x, outer, inner, reach)
+        return bias, term if border is None else border + term
+    total = reach.reshape(x.c_out, -1).sum(1)
+    return (total if bias is None else bias + total), border
+
+
+def _on_indicator(x: Affine, outer: Affine, inner: Affine, reach: Tensor) -> Tensor:
+    """`reach` on the taps of the composition; where inner has a window, nobody reads outside: any tap will do."""
+    sizes = [axis.size for axis in x.axes]
+    result = reach.new_zeros(reach.shape[0], 1, *sizes)
+    places: list[slice] = []
+    for whole, o, i in zip(x.axes, outer.axes, inner.axes, strict=True):
+        step = max(i.stride * o.dilation // whole.dilation, 1)
+        places.append(slice(0, step * (o.size - 1) + 1, step))
+    result[(slice(None), 0, *places)] = reach
+    return result
+
+
+def _times_vector(outer: Affine, kernel: Tensor, vector: Tensor) -> Tensor:
+    """sum_i kernel[o, i, j] vector[i]: (c_out, *sizes)."""
+    c_out, c_in, *sizes = kernel.shape
+    grouped = kernel.reshape(outer.groups, c_out // outer.groups, c_in, prod(sizes))
+    return torch.einsum("goij,gi->goj", grouped, vector.reshape(outer.groups, c_in)).reshape(c_out, *sizes)
+
+
+def _kernel_of_composition(x: Affine, outer: Affine, o: Tensor, inner: Affine, i: Tensor) -> Tensor:
+    """A diagonal map scales rows or columns of the other kernel; anything else is one transposed convolution."""
+    if outer.is_diagonal:
+        return i * o.reshape(-1, *[1] * (i.dim() - 1))
+    if inner.is_diagonal:
+        columns = i.reshape(outer.groups, 1, -1, *[1] * len(x.axes))
+        return (o.reshape(outer.groups, -1, *o.shape[1:]) * columns).reshape(o.shape)
+    groups = x.groups
+    return _convolved_kernels(
+        outer, _regrouped(o, outer.groups, groups), inner, _regrouped(i, inner.groups, groups), groups
+    )
+
+
+def _convolved_kernels(outer: Affine, o: Tensor, inner: Affine, i: Tensor, groups: int) -> Tensor:
+    """The kernel of a composition: the transposed convolution of outer's kernel with inner's.
+
+    o: (c_out, c_mid / groups, *)   i: (c_mid, c_in / groups, *)   result: (c_out, c_in / groups, *)
+    """
+    if not outer.axes:
+        return torch.bmm(o.unflatten(0, (groups, -1)), i.unflatten(0, (groups, -1))).flatten(0, 1)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(outer.axes) - 1]
+    axes = [(a, b, a.after(b)) for a, b in zip(outer.axes, inner.axes, strict=True)]
+    strides = [max(b.stride * a.dilation // whole.dilation, 1) for a, b, whole in axes]
+    dilations = [max(b.dilation // whole.dilation, 1) for _, b, whole in axes]
+    batch = o.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)  # (c_out / groups, c_mid, *)
+    result = function(batch, i, stride=strides, groups=groups, dilation=dilations)
+    return result.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,189 @@
+"""In-place operators made out of place, where that is provably the same.
+
+Given: a traced graph.  Result: a graph of pure operators; nodes whose original wrote to their input carry
+`meta["inplace"]`, so that `rewrite` may write in place again where nobody looks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+
+class Unprovable(Exception):
+    """Something else may look at the tensor that is written to.  paths: the module that does it."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(f"{node.target} changes a tensor in place that others may see")
+        self.paths = (str(node.meta.get("path", "")),)
+
+
+def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> fx.Graph:
+    """The graph without writes.  Raises Unprovable if a written tensor has, or may have, other names."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        written = _written(node, modules)
+        if written is None:
+            continue
+        _require_unseen(node, written, order, modules)
+        for user in [user for user in written.users if order[user] > order[node]]:
+            user.replace_input_with(written, node)
+        _make_pure(node)
+    return graph
+
+
+def is_fresh(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the value of `node` owns its memory: no other value shares it."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], FRESH_MODULES)
+    if node.op == "call_method":
+        return node.target in FRESH_METHODS
+    return node.op == "call_function" and (node.target in FRESH_FUNCTIONS or bool(node.meta.get("inplace")))
+
+
+def _written(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The node whose tensor `node` writes to, if any."""
+    if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
+        return None
+    if "out" in node.kwargs:
+        raise Unprovable(node)
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(first, fx.Node):
+        return None
+    if node.op == "call_module":
+        return first if getattr(modules[str(node.target)], "inplace", False) is True else None
+    if node.op == "call_method":
+        name = str(node.target)
+        return first if name.endswith("_") and not name.endswith("__") else None
+    name = getattr(node.target, "__name__", "")
+    writes = node.target in PURE or node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+    return first if writes or _inplace_flag(node) else None
+
+
+def _inplace_flag(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace") is True:
+        return True
+    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
+    return position is not None and len(node.args) > position and node.args[position] is True
+
+
+def _require_unseen(
+    node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], modules: Mapping[str, nn.Module]
+) -> None:
+    """The written tensor is fresh, and whoever read it before kept no view of it."""
+    known = node.op == "call_module" or _pure_target(node) is not None
+    if not known or not _owned(written, modules):
+        raise Unprovable(node)
+    earlier = [user for user in written.users if order[user] < order[node]]
+    if not all(is_fresh(user, modules) or _reads_metadata(user) for user in earlier):
+        raise Unprovable(node)
+
+
+def _owned(value: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Fresh, or the only view of a fresh tensor that nobody else reads."""
+    if is_fresh(value, modules):
+        return True
+    base = value.args[0] if value.args else None
+    if not _is_view(value, modules) or not isinstance(base, fx.Node):
+        return False
+    return len(base.users) == 1 and _owned(base, modules)
+
+
+def _is_view(value: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if value.op == "call_module":
+        return isinstance(modules[str(value.target)], VIEW_MODULES)
+    return value.op in ("call_method", "call_function") and value.target in VIEWS
+
+
+def _reads_metadata(user: fx.Node) -> bool:
+    if user.op == "call_method":
+        return user.target in ("size", "dim", "numel", "is_floating_point")
+    return user.op == "call_function" and user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")
+
+
+def _pure_target(node: fx.Node) -> Any:
+    """What computes the same as `node` without writing; None if nobody knows."""
+    if node.op == "call_method":
+        name = str(node.target).removesuffix("_")
+        return name if hasattr(torch.Tensor, name) and name in FRESH_METHODS else None
+    if node.target in PURE:
+        return PURE[node.target]  # type: ignore[index]
+    return node.target if _inplace_flag(node) else None
+
+
+def _make_pure(node: fx.Node) -> None:
+    node.meta["inplace"] = True
+    if node.op == "call_module":
+        return
+    node.target = _pure_target(node)
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
+    if position is not None and len(node.args) > position:
+        node.args = tuple(False if index == position else arg for index, arg in enumerate(node.args))
+
+
+PURE: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    torch.sigmoid_: torch.sigmoid,
+    F.relu_: F.relu,
+    F.leaky_relu_: F.leaky_relu,
+    F.elu_: F.elu,
+    F.hardtanh_: F.hardtanh,
+}
+
+INPLACE_POSITION: dict[Callable[..., Any], int] = {
+    F.relu: 1,
+    F.relu6: 1,
+    F.hardswish: 1,
+    F.hardsigmoid: 1,
+    F.silu: 1,
+    F.mish: 1,
+    F.selu: 1,
+    F.celu: 2,
+    F.elu: 2,
+    F.leaky_relu: 2,
+    F.hardtanh: 3,
+    F.threshold: 3,
+    F.dropout: 3,
+}
+
+VIEWS = frozenset(
+    ["view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous", torch.flatten, torch.reshape]
+)
+
+VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+
+FRESH_MODULES = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
+    *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
+    *(nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Softmax, nn.Softplus),
+)
+
+FRESH_FUNCTIONS: frozenset[Any] = frozenset(
+    [
+        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul, operator.pow),
+        *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat, torch.stack, torch.exp),
+        *(torch.relu, torch.sigmoid, torch.tanh, torch.softmax, torch.mean, torch.sum, torch.rsqrt, torch.sqrt),
+        *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
+        *(F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.relu6, F.gelu, F.silu, F.mish, F.sigmoid, F.softmax),
+        *(F.hardswish, F.hardsigmoid, F.hardtanh, F.elu, F.leaky_relu, F.celu, F.selu, F.softplus, F.prelu),
+        *(F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.normalize),
+    ]
+)
+
+FRESH_METHODS = frozenset(
+    "add sub mul div neg matmul pow exp relu sigmoid tanh softmax mean sum sqrt rsqrt clone clamp addcmul square abs".split()
+)

@@ -1,0 +1,67 @@
+"""The modules that emission needs beyond torch.nn's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MAPS_KEPT = 8  # input sizes whose border map is remembered
+
+
+class ChannelAffine(nn.Module):
+    """y = weight x + bias, one number per channel.  weight, bias: (c, 1, ..) as the layout broadcasts them."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}"
+
+
+class BorderConv(nn.Module):
+    """A convolution whose bias met zero padding: y = conv(pad(x)) + border * pad(1).
+
+    pad, conv: as for a plain convolution.  border: (c_out, 1, *sizes), a kernel for the indicator image.
+    The second term depends on the input's size only; without gradients it is computed once per size.
+    """
+
+    def __init__(self, pad: nn.Module, conv: nn.Module, border: Tensor) -> None:
+        super().__init__()
+        self.pad = pad
+        self.conv = conv
+        self.border = nn.Parameter(border)
+        self._maps: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.pad(x)) + self._border_map(x)
+
+    def _border_map(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or self._learns():
+            return self._computed(x)
+        sizes = tuple(x.shape[2 - self.border.dim() :])
+        version = (self.border.data_ptr(), self.border._version, torch.is_inference_mode_enabled())
+        key = (sizes, x.dtype, x.device, version)
+        if key not in self._maps:
+            while len(self._maps) >= MAPS_KEPT:
+                self._maps.pop(next(iter(self._maps)), None)
+            self._maps[key] = self._computed(x)
+        return self._maps[key]
+
+    def _computed(self, x: Tensor) -> Tensor:
+        conv: Any = self.conv
+        image = self.pad(x.new_ones(1, 1, *x.shape[2 - self.border.dim() :]))
+        function = (torch.conv1d, torch.conv2d, torch.conv3d)[self.border.dim() - 3]
+        return function(image, self.border, None, conv.stride, conv.padding, conv.dilation)
+
+    def _learns(self) -> bool:
+        return torch.is_grad_enabled() and self.border.requires_grad
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}

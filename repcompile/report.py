@@ -1,0 +1,150 @@
+"""The only place that formats: what was fused, what was left, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import fx
+
+from repcompile.capture import Captured
+from repcompile.facts import Facts
+from repcompile.idioms import branches_of, name_of
+from repcompile.plan import Plan
+from repcompile.rewrite import Rewritten, Rollback
+from repcompile.verify import Check
+
+WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A region that became one operator.
+
+    idiom: what people call it.  path: where it is in the model.  branches: in the words of `idioms`.
+    operators: how many kernels it was.
+    """
+
+    idiom: str
+    path: str
+    branches: tuple[str, ...]
+    operators: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Operators that stay apart.  path: of the later one.  reason: why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `fuse` did, or would do.  `print(report)` shows it."""
+
+    model: str
+    fused: tuple[Fused, ...]
+    left: tuple[Left, ...]
+    checks: tuple[Check, Check] | None = None
+
+    @property
+    def idioms(self) -> Mapping[str, int]:
+        """How many regions of each name."""
+        return Counter(item.idiom for item in self.fused)
+
+    def __rich__(self) -> RenderableType:
+        return Group(*self._parts())
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, no_color=True, highlight=False)
+        with console.capture() as text:
+            console.print(self)
+        return text.get().rstrip()
+
+    def _parts(self) -> Iterable[RenderableType]:
+        yield Text(f"{self.model}: {len(self.fused)} regions fused, {sum(f.operators for f in self.fused)} operators into "
+                   f"{len(self.fused)}")  # fmt: skip
+        if self.fused:
+            yield self._fused_table()
+        if self.left:
+            yield self._left_table()
+        if self.checks is not None:
+            exact, native = self.checks
+            yield Text(f"largest difference, relative: {exact.relative:.1e} in float64, {native.relative:.1e} as it is")
+
+    def _fused_table(self) -> Table:
+        table = _table("fused as", "regions", "operators", "largest error", "for example")
+        for idiom, count in Counter(item.idiom for item in self.fused).most_common():
+            items = [item for item in self.fused if item.idiom == idiom]
+            operators = f"{sum(item.operators for item in items)} -> {count}"
+            table.add_row(idiom, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
+        return table
+
+    def _left_table(self) -> Table:
+        table = _table("left, because", "places", "for example")
+        for reason, count in Counter(item.reason for item in self.left).most_common():
+            table.add_row(reason, str(count), next(item.path for item in self.left if item.reason == reason))
+        return table
+
+
+def report_on(
+    captured: Captured,
+    facts: Facts,
+    plan: Plan,
+    rewritten: Sequence[Rewritten],
+    rollbacks: Sequence[Rollback],
+    checks: tuple[Check, Check] | None,
+) -> Report:
+    """The report of a compilation."""
+    gone = {node for item in rewritten for node in (*item.region.dying, item.region.sink)}
+    fused = tuple(_fused(item, facts) for item in rewritten)
+    left = (
+        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
+        *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
+        *_too_dear(plan, gone, facts),
+        *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
+    )
+    return Report(captured.name, fused, left, checks)
+
+
+def _fused(item: Rewritten, facts: Facts) -> Fused:
+    error = 0.0 if item.check is None else item.check.relative
+    branches = branches_of(item.region, facts) or ()
+    path = item.path or _path(item.region.sink)
+    return Fused(name_of(item.region, facts), path, branches, item.region.before.launches, error)
+
+
+def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
+    """One line for each sink whose smallest dense composition would cost more."""
+    done: set[fx.Node] = set()
+    for region in plan.refused:
+        if region.sink in done or region.after.macs <= region.before.macs:
+            continue
+        done.add(region.sink)
+        ratio = region.after.macs / region.before.macs
+        words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
+        yield Left(_path(region.sink), f"{words}: exact as one operator, at {ratio:.0f} x the multiply-accumulates")
+
+
+def _says_something(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
+    """Whether somebody might have expected this to fuse: the values in between are operators of the algebra."""
+    return node.op == "call_module" or len(facts.maps.get(node, ())) > 0 or source in facts.rules
+
+
+def _path(node: fx.Node) -> str:
+    return str(node.meta.get("path") or node.name)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if 0 < index < len(columns) - 1 else "left", overflow="fold")
+    return table
+
+

@@ -1,0 +1,247 @@
+"""From a plan to a new module.
+
+Given: a captured graph, facts and a plan.  Result: a `GraphModule` in which each chosen region is one operator, folded in
+float64, checked against the nodes that it replaces, and rounded once. A region that fails is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx, nn
+
+from repcompile.affine import Affine
+from repcompile.capture import Captured
+from repcompile.emit import cast, emit, weights_of
+from repcompile.errors import Inexact
+from repcompile.facts import Fact, Facts, Step, at_home
+from repcompile.fold import fold
+from repcompile.inplace import is_fresh
+from repcompile.interpret import Remembering
+from repcompile.plan import Plan
+from repcompile.regions import Region
+from repcompile.verify import Check, verify_region
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A region and the operator that took its place.
+
+    path: name of the new module, "" where the region was an identity.  check: against the nodes that it replaced.
+    """
+
+    region: Region
+    path: str
+    module: nn.Module | None
+    check: Check | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A region that was chosen and not rewritten, and why."""
+
+    region: Region
+    reason: str
+
+
+def rewrite(
+    captured: Captured, facts: Facts, plan: Plan
+) -> tuple[fx.GraphModule, tuple[Rewritten, ...], tuple[Rollback, ...]]:
+    """(module, rewritten regions, rolled-back regions).  Nothing of the user's is shared with the new module."""
+    emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
+    rollbacks: list[Rollback] = []
+    for region in plan.chosen:
+        region = replace(region, fact=at_home(region.fact))
+        try:
+            emitted.append((region, *_emitted(region, captured, facts)))
+        except Inexact as reason:
+            rollbacks.append(Rollback(region, str(reason)))
+    names = _names([region for region, _, _ in emitted], captured, facts)
+    done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
+    return _assembled(captured, done), done, tuple(rollbacks)
+
+
+def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
+    x = region.fact.map
+    if not isinstance(x, Affine):
+        return None, None
+    read = Remembering()
+    values = fold(x, read)
+    module = emit(x, values)
+    check = verify_region(region, x, values, module, captured, facts, read)
+    if not check.passed:
+        raise Inexact(f"differs by {check.error:.2e} at {check.place}, where rounding explains {check.bound:.2e}")
+    return cast(module, weights_of(x) or _any_weights(captured)), check
+
+
+def _any_weights(captured: Captured) -> tuple[Tensor, ...]:
+    """For an operator without weights of its own: those of the model say in which dtype it runs."""
+    tensors = (t for module in captured.modules.values() for t in module.parameters())
+    return tuple(t.detach() for t in (*captured.constants.values(), *tensors) if t.is_floating_point())
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def _names(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
+    """A place in the hierarchy for each region: the module that it replaces as a whole, else its heaviest operator's."""
+    gone = {node for region in regions for node in (*region.dying, region.sink)}
+    taken = _Paths()
+    for node in captured.graph.nodes:
+        if node.op == "call_module" and node not in gone:
+            taken.add(str(node.target))
+        elif node.op == "get_attr" and not all(user in gone for user in node.users):
+            taken.add(str(node.target))
+    names: list[str] = []
+    for region in regions:
+        name = next(name for name in _wishes(region, facts) if taken.free(name))
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _wishes(region: Region, facts: Facts) -> Iterable[str]:
+    operators = [node for node in region.nodes if facts.rules[node].kind == "affine"]
+    paths = [str(node.meta["path"]) for node in operators]
+    heaviest = max(operators, key=lambda node: _weight(node, facts))
+    yield _common(paths)
+    yield str(heaviest.meta["path"])
+    counter = 0
+    while True:
+        yield f"{_common(paths) or 'root'}_fused{counter or ''}".lstrip(".")
+        counter += 1
+
+
+def _weight(node: fx.Node, facts: Facts) -> int:
+    maps = (fact.map for fact in facts.maps[node][:1])
+    return max((x.weights if isinstance(x, Affine) and not x.is_diagonal else 0 for x in maps), default=0)
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The longest dotted prefix."""
+    parts = [path.split(".") for path in paths]
+    shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)))
+    return ".".join(parts[0][:shared])
+
+
+class _Paths:
+    """Dotted paths in use; a path is free if it is not in use, and neither above nor below one that is."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self._above: set[str] = set()
+
+    def add(self, path: str) -> None:
+        self._used.add(path)
+        self._above.update(_prefixes(path))
+
+    def free(self, path: str) -> bool:
+        return bool(path) and path not in self._used | self._above and not self._used.intersection(_prefixes(path))
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+# -- assembly ----------------------------------------------------------------------------------------------------------
+
+
+def _assembled(captured: Captured, done: Sequence[Rewritten]) -> fx.GraphModule:
+    graph = _new_graph(captured, {item.region.sink: item for item in done})
+    memo: dict[int, object] = {}
+    root = nn.Module()
+    new = {item.path: item.module for item in done if item.module is not None}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+            _place(root, path, new[path] if path in new else _copied(captured, node, memo))
+        elif node.op == "get_attr":
+            _place(root, str(node.target), copy.deepcopy(captured.constants[str(node.target)], memo))
+    module = fx.GraphModule(root, graph, captured.name).eval()
+    for path in captured.transient.intersection(name for name, _ in module.named_buffers()):
+        owner, _, field = path.rpartition(".")
+        module.get_submodule(owner)._non_persistent_buffers_set.add(field)
+    return module
+
+
+def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Graph:
+    """The old graph with one call for each region; what nobody reads any more is left out."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in _needed(captured.graph, rewritten):
+        if node in rewritten:
+            values[node] = _call(graph, rewritten[node], values)
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    return graph
+
+
+def _needed(graph: fx.Graph, rewritten: dict[fx.Node, Rewritten]) -> list[fx.Node]:
+    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order."""
+    needed: set[fx.Node] = set()
+    covered = {node for item in rewritten.values() for node in (*item.region.dying, item.region.sink)}
+    for node in reversed(graph.nodes):
+        effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
+        if effect or node in needed:
+            needed.add(node)
+            needed.update(_reads(node, rewritten))
+    return [node for node in graph.nodes if node in needed]
+
+
+def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:
+    if node not in rewritten:
+        return set(node.all_input_nodes)
+    fact = rewritten[node].region.fact
+    arguments = {arg for step in fact.path for arg in step.node.all_input_nodes if arg is not step.node.args[0]}
+    return arguments | {fact.source}
+
+
+def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    fact: Fact = item.region.fact
+    value = _steps(graph, fact.path[: fact.at], values[fact.source], values)
+    if item.module is not None:
+        value = graph.call_module(item.path, (value,))
+        value.meta["path"] = item.path
+    return _steps(graph, fact.path[fact.at :], value, values)
+
+
+def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    for step in path:
+        operand = step.node.args[0]
+        value = graph.node_copy(step.node, lambda arg, o=operand, v=value: v if arg is o else values[arg])
+    return value
+
+
+def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Module:
+    """A copy of a module that stays; it writes in place only where the value it reads is nobody else's."""
+    result = copy.deepcopy(captured.module(node), memo)
+    operand = node.args[0] if node.args else None
+    if node.meta.get("inplace") and isinstance(operand, fx.Node) and not _spare(operand, captured):
+        result.inplace = False
+    return result
+
+
+def _spare(value: fx.Node, captured: Captured) -> bool:
+    """Whether nobody but its one reader can see what happens to `value`: it was just computed."""
+    emitted = value.op == "call_module" and str(value.target) not in captured.modules
+    return len(value.users) == 1 and (emitted or is_fresh(value, captured.modules))
+
+
+def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
+    """Put a module, parameter or buffer at a dotted path, with plain modules on the way."""
+    *owners, field = path.split(".")
+    for owner in owners:
+        if owner not in root._modules:
+            root.add_module(owner, nn.Module())
+        root = root.get_submodule(owner)
+    if isinstance(value, nn.Module):
+        root.add_module(field, value)
+    elif isinstance(value, nn.Parameter):
+        root.register_parameter(field, value)
+    else:
+        root.register_buffer(field, value)
+
+

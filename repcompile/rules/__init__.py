@@ -1,0 +1,18 @@
+"""What is known of each operator: one rule each."""
+
+from repcompile.rules.conv import CONV
+from repcompile.rules.layout import LAYOUT
+from repcompile.rules.linear import LINEAR
+from repcompile.rules.norm import NORM
+from repcompile.rules.pad import PAD
+from repcompile.rules.pointwise import POINTWISE
+from repcompile.rules.pool import POOL
+from repcompile.rules.ruleset import Rule, RuleSet, affine_rule, layout_rule, shape_rule
+from repcompile.rules.shape import SHAPE
+
+DEFAULT = CONV + LINEAR + NORM + POINTWISE + POOL + PAD + LAYOUT + SHAPE
+
+__all__ = [
+    "CONV", "DEFAULT", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "SHAPE",
+    "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
+]  # fmt: skip

@@ -1,0 +1,35 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import nn
+
+from repcompile.affine import Affine, Map
+from repcompile.rules.ruleset import RuleSet, affine_rule
+from repcompile.values import Weight
+
+
+@affine_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def conv_module(x: Map, m: nn.Conv2d) -> Map:
+    """The weight is read through the module, so that a parametrized one is evaluated."""
+    return Affine.conv(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) @ x
+
+
+@affine_rule(F.conv1d, F.conv2d, F.conv3d)
+def conv(
+    x: Map,
+    weight: Weight,
+    bias: Weight | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Map:
+    """y[o, p] = sum_ij weight[o, i, j] x[i, stride p + dilation j - padding] + bias[o]"""
+    return Affine.conv(weight, bias, stride, padding, dilation, groups) @ x
+
+
+CONV = RuleSet((conv_module, conv))

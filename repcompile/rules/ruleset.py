@@ -1,0 +1,110 @@
+"""Rules are values in a table: one function for each operator, `DEFAULT + [mine]`, the later rule wins."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from repcompile.capture import Captured
+from repcompile.tracing import torch_class
+
+Target = Any  # a module class, a function, or the name of a tensor method
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """What is known of the operators `targets`.
+
+    kind: "affine": operand maps in, map out.  "layout": the input's shape in, `Layout` out.
+    "shape": the input's shape in, the output's shape out; for operators that are neither.
+    parameters: names of the function's parameters; `shape` gets the first operand's shape, `owner` the node's name.
+    """
+
+    kind: str
+    targets: tuple[Target, ...]
+    function: Callable[..., Any]
+    parameters: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """A table of rules, looked up by what a node calls."""
+
+    rules: tuple[Rule, ...] = ()
+    table: dict[Target, Rule] = field(default_factory=dict[Target, Rule], compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.table.update({target: rule for rule in self.rules for target in rule.targets})
+
+    def __add__(self, more: RuleSet | Iterable[Rule]) -> RuleSet:
+        return RuleSet((*self.rules, *more))
+
+    def __sub__(self, fewer: RuleSet | Iterable[Rule]) -> RuleSet:
+        dropped = set(map(id, fewer))
+        return RuleSet(tuple(rule for rule in self.rules if id(rule) not in dropped))
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    @property
+    def module_classes(self) -> tuple[type[nn.Module], ...]:
+        """The classes that tracing must not look into."""
+        return tuple(target for target in self.table if isinstance(target, type) and issubclass(target, nn.Module))
+
+    def find(self, node: fx.Node, captured: Captured) -> Rule | None:
+        """The rule for what `node` calls, None if there is none."""
+        if node.op == "call_module":
+            return self._for_module(captured.module(node))
+        if node.op in ("call_function", "call_method"):
+            return self.table.get(node.target)
+        return None
+
+    def _for_module(self, module: nn.Module) -> Rule | None:
+        exact = self.table.get(type(module))
+        if exact is not None:
+            return exact
+        cls = torch_class(module)
+        return None if cls is None else next((self.table[base] for base in cls.__mro__ if base in self.table), None)
+
+
+def affine_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
+    """Declare what map an operator is.
+
+    targets: module classes, functions, names of tensor methods.
+    The function gets an `Affine` (or `Uniform`) for every operand that depends on an input, a `Constant` for every tensor
+    that does not, and everything else as it stands in the call; a module's rule gets `(x, module)`. It returns the map
+    of the result, or raises `Inexact` with the reason. A parameter called `shape` receives what is known of the first
+    operand's shape.
+    """
+    return _declare("affine", targets)
+
+
+def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
+    """Declare an operator that only moves positions: the input's `Shape` and the call's arguments in, `Layout` out."""
+    return _declare("layout", targets)
+
+
+def shape_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
+    """Declare the output's shape of an operator that is not affine: shapes in, shape (or None) out."""
+    return _declare("shape", targets)
+
+
+def _declare(kind: str, targets: tuple[Target, ...]) -> Callable[[Callable[..., Any]], Rule]:
+    def declare(function: Callable[..., Any]) -> Rule:
+        return Rule(kind, targets, function, frozenset(inspect.signature(function).parameters))
+
+    return declare

@@ -1,0 +1,74 @@
+"""Numbers, read late: what a map's weights are is known at once, their values only when somebody folds, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repcompile.errors import Inexact
+
+Reader = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The numbers of a map, float64.  kernel: (c_out, c_in / groups, *sizes)  bias: (c_out,)  border: (c_out, 1, *sizes)"""
+
+    kernel: Tensor
+    bias: Tensor | None = None
+    border: Tensor | None = None
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor's values in float64, without its history."""
+    return tensor.detach().to(torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A tensor that does not depend on any input: a parameter, a buffer, or `function` of some, evaluated in float64.
+
+    Its shape is known without evaluating it.
+    """
+
+    shape: tuple[int, ...]
+    operands: tuple[Constant | Tensor, ...]
+    function: Callable[..., Tensor] | None = None
+
+    def exact(self, read: Reader = in_float64) -> Tensor:
+        """The value in float64; `read` turns a parameter into float64 and may remember it."""
+        arguments = [o.exact(read) if isinstance(o, Constant) else read(o) for o in self.operands]
+        return arguments[0] if self.function is None else self.function(*arguments).reshape(self.shape)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters and buffers that it is computed from."""
+        parts = (o.tensors if isinstance(o, Constant) else (o,) for o in self.operands)
+        return tuple(tensor for part in parts for tensor in part)
+
+
+Weight = Tensor | Constant
+
+
+def as_constant(weight: Weight) -> Constant:
+    """A tensor as a `Constant`.  Raises Inexact unless it holds real floating-point numbers."""
+    if isinstance(weight, Constant):
+        return weight
+    if not weight.is_floating_point():
+        raise Inexact(f"weights of dtype {weight.dtype} cannot be folded")
+    return Constant(tuple(weight.shape), (weight,))
+
+
+def computed(function: Callable[..., Tensor], *operands: Weight, shape: tuple[int, ...]) -> Constant:
+    """`function(*operands)` of the given shape, evaluated in float64 when it is folded."""
+    return Constant(shape, tuple(as_constant(operand) for operand in operands), function)
+
+
+def filled(number: Weight | float, count: int, shape: tuple[int, ...]) -> Constant:
+    """`count` numbers laid out in `shape`: those of a tensor with as many entries, or one number for all."""
+    if isinstance(number, int | float):
+        return Constant(shape, (), lambda: torch.full(shape, float(number), dtype=torch.float64))
+    return computed(lambda tensor: tensor.reshape(-1).expand(count), number, shape=shape)

@@ -1,0 +1,191 @@
+"""Whether two programs compute the same: region by region before it is accepted, and whole models on demand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from repcompile.affine import Affine
+from repcompile.capture import Captured
+from repcompile.errors import VerificationError
+from repcompile.facts import Facts, Step
+from repcompile.interpret import DEFAULT_SIZE, TapByTap, Interpreter, evaluated_shape
+from repcompile.regions import Region
+from repcompile.values import Reader, Values
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The comparison of two results.
+
+    error: largest absolute difference.  scale: largest absolute value.  bound: what rounding explains.
+    place: index of the largest difference.
+    """
+
+    error: float
+    scale: float
+    bound: float
+    place: tuple[int, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound
+
+    @property
+    def relative(self) -> float:
+        """error / scale"""
+        return self.error / self.scale if self.scale else self.error
+
+
+def verify_region(
+    region: Region, x: Affine, values: Values, module: nn.Module, captured: Captured, facts: Facts, read: Reader
+) -> Check:
+    """Compare `module` with the nodes of `region` on a small random image, both in float64.
+
+    x, values: the map that `module` computes.  read: turns the user's weights into float64.
+    The bound is eps times the largest value that occurs on the way, times the number of operations in a row: inner
+    products of n terms err by at most n eps sum |w||x| (Higham 2002, sec. 3.1), and every node adds one rounding.
+    """
+    assigned = _assigned(region, x, facts)
+    interpreter = Interpreter(captured, facts.sizes, assigned, read)
+    with torch.no_grad(), TapByTap():
+        image = _image(region, x, facts, assigned)
+        expected, largest = _run_region(region, interpreter, image)
+        got = _run_module(region, interpreter, module, image)
+        reach = largest * (1.0 + torch.linalg.vector_norm(values.kernel.flatten(1), 1, dim=1).max().item())
+        shift = sum(_largest(v) for v in (values.bias, values.border) if v is not None)
+        terms = values.kernel[0].numel() + 16 * (len(region.nodes) + 1)
+        return compare(got, expected, EPS * terms * (reach + shift))
+
+
+def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
+    """The largest difference, and where it is; a shape or a NaN that differs fails."""
+    if got.shape != expected.shape:
+        return Check(float("inf"), 1.0, bound)
+    if not got.numel():
+        return Check(0.0, 0.0, bound)
+    difference = (got - expected).abs_()
+    if not difference.sum().isfinite():
+        difference[(got == expected) | (got.isnan() & expected.isnan())] = 0.0
+        difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
+    worst = int(difference.argmax())
+    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
+    return Check(difference.flatten()[worst].item(), _largest(expected), bound, place)
+
+
+def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
+    """Compare a model with its fused form: (in float64, in the model's own dtype).
+
+    In float64 both run with float64 copies of their weights; what remains is the rounding of the folded weights.
+    Neither model is changed.  Raises VerificationError if the outputs differ in structure.
+    """
+    tolerance = _tolerance(model)
+    exact, other = copy.deepcopy(model).double(), copy.deepcopy(fused).double()
+    inputs = _in_float64(example_inputs)
+    with torch.no_grad():
+        return (
+            compare_outputs(exact(*inputs), other(*inputs), tolerance),
+            compare_outputs(model(*example_inputs), fused(*example_inputs), tolerance),
+        )
+
+
+def compare_outputs(expected: Any, got: Any, tolerance: float = 1e-6) -> Check:
+    """The worst of the tensors in two results of the same structure.
+
+    tolerance: largest relative error that passes.
+    """
+    expected, structure = pytree.tree_flatten(expected)
+    got, other = pytree.tree_flatten(got)
+    if structure != other:
+        raise VerificationError(f"the model returns {structure}, the other one {other}")
+    checks = [
+        compare(b.double(), a.double(), tolerance * a.double().abs().max().item() if a.numel() else 0.0)
+        for a, b in zip(expected, got, strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point()
+    ]
+    return max(checks, key=lambda check: check.relative, default=Check(0.0, 0.0, 0.0))
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Half the digits of the coarsest dtype among the weights."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=EPS) ** 0.5
+
+
+def _in_float64(inputs: Sequence[Any]) -> list[Any]:
+    def convert(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(convert, list(inputs))
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+
+def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
+    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis."""
+    shape = facts.shapes.get(region.source)
+    assigned: dict[str, int] = {}
+    if shape is None:
+        return assigned
+    wanted = _wanted(x) if region.fact.at == 0 else []
+    batch = 2 if region.fact.path else 1  # a rearrangement might mix up the batch
+    for offset, size in enumerate(reversed(shape)):
+        if len(size.names) == 1 and size.number == 1:
+            needed = wanted[len(wanted) - 1 - offset] if offset < len(wanted) else batch
+            assigned[size.names[0]] = max(assigned.get(size.names[0], 0), needed)
+    return assigned
+
+
+def _wanted(x: Affine) -> list[int]:
+    """Positions along each axis so that some windows touch the border and some do not."""
+    return [max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + i for i, axis in enumerate(x.axes)]
+
+
+def _image(region: Region, x: Affine, facts: Facts, assigned: Mapping[str, int]) -> Tensor:
+    shape = facts.shapes.get(region.source)
+    if shape is not None:
+        sizes = evaluated_shape(shape, assigned)
+    else:
+        sizes = (1, x.c_in, *_wanted(x)) if x.axes else (1, DEFAULT_SIZE, x.c_in)
+    return torch.randn(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tuple[Tensor, float]:
+    """The sink's value, and the largest absolute value on the way."""
+    values = {region.source: image}
+    largest = _largest(image)
+    for node in region.nodes:
+        values[node] = interpreter.run(node, values)
+        largest = max(largest, _largest(values[node]))
+    return values[region.sink], largest
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return max(-low.item(), high.item())
+
+
+def _run_module(region: Region, interpreter: Interpreter, module: nn.Module, image: Tensor) -> Tensor:
+    fact = region.fact
+    before, after = fact.path[: fact.at], fact.path[fact.at :]
+    return _along(after, interpreter, module(_along(before, interpreter, image)))
+
+
+def _along(path: Sequence[Step], interpreter: Interpreter, value: Tensor) -> Tensor:
+    for step in path:
+        operand = step.node.args[0]
+        assert isinstance(operand, fx.Node)
+        value = interpreter.run(step.node, {operand: value})
+    return value
