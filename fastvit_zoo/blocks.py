@@ -1,6 +1,7 @@
 """The blocks of a stage: one part mixes positions, one mixes channels, both added to what came in."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvit_zoo.layers import MobileOneBlock, conv_bn
@@ -78,9 +79,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = channels // HEAD_DIM
-        self.scale = HEAD_DIM**-0.5
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.attn_drop = nn.Dropout(dropout)
+        self.dropout = dropout
         self.proj = nn.Linear(channels, channels)
         self.proj_drop = nn.Dropout(dropout)
         self.apply(init_weights)
@@ -91,9 +91,9 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).reshape(B, H * W, 3, self.heads, HEAD_DIM)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, N, 32)
         q, k, v = qkv[0], qkv[1], qkv[2]  # (B, heads, N, 32)
-        weights = (q * self.scale) @ k.transpose(-2, -1)  # (B, heads, N, N)
-        weights = self.attn_drop(weights.softmax(dim=-1))
-        tokens = (weights @ v).transpose(1, 2).reshape(B, H * W, C)
+        dropout = self.dropout if self.training else 0.0
+        tokens = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # scaled by 1 / sqrt(32)
+        tokens = tokens.transpose(1, 2).reshape(B, H * W, C)
         tokens = self.proj_drop(self.proj(tokens))
         return tokens.transpose(-2, -1).reshape(B, C, H, W)
 

@@ -50,6 +50,11 @@ def preprocess(image: "Picture", size: int = 256) -> Tensor:
     return cast("Callable[[Picture], Tensor]", transform)(image.convert("RGB")).unsqueeze(0)  # (1, 3, size, size)
 
 
+def preprocessed_photograph() -> Tensor:
+    """The photograph as the models want it: (1, 3, 256, 256) float32."""
+    return preprocess(photograph())
+
+
 def class_names() -> list[str]:
     """What the 1000 classes of ImageNet-1K are called, in the order of the logits; class 281 is 'tabby, tabby cat'."""
     if timm is None:

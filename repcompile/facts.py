@@ -302,11 +302,15 @@ def at_home(fact: Fact) -> Fact:
     """The same fact with its map standing at `home`."""
     if fact.at == fact.home or isinstance(fact.map, Uniform):
         return replace(fact, at=fact.home)
-    steps = fact.path[fact.home :]
-    for n_axes in range(4):
-        if _carried(n_axes, steps) == len(fact.map.axes):
-            return replace(fact, at=fact.home, map=fact.map.spread(n_axes))
-    return replace(fact, home=fact.at)
+    n_axes = axes_before(fact.path[fact.home :], len(fact.map.axes))
+    if n_axes is None:
+        return replace(fact, home=fact.at)
+    return replace(fact, at=fact.home, map=fact.map.spread(n_axes))
+
+
+def axes_before(steps: Sequence[Step], n_axes: int) -> int | None:
+    """The number of axes behind the channels in front of `steps`, if there are `n_axes` behind them at the end."""
+    return next((n for n in range(4) if _carried(n, steps) == n_axes), None)
 
 
 def _behind(outer: Map, fact: Fact) -> Affine:

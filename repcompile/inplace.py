@@ -50,7 +50,7 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """The node whose tensor `node` writes to, if any."""
     if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
         return None
-    if "out" in node.kwargs:
+    if node.kwargs.get("out") is not None:
         raise Unprovable(node)
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
@@ -158,7 +158,8 @@ INPLACE_POSITION: dict[Callable[..., Any], int] = {
 }
 
 VIEWS = frozenset(
-    ["view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous", torch.flatten, torch.reshape]
+    ["view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous"]
+    + [torch.flatten, torch.reshape, torch.transpose, torch.permute, operator.getitem]
 )
 
 VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)

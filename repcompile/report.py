@@ -38,10 +38,18 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Operators that stay apart.  path: of the later one.  reason: why."""
+    """Operators that stay apart.
+
+    path: of the last one.  reason: why.  factor: multiply-accumulates as one operator over those as they stand, where
+    that is the reason.
+    """
 
     path: str
     reason: str
+    factor: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" + ("" if self.factor is None else f" {_times(self.factor)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,10 @@ class Report:
     def _left_table(self) -> Table:
         table = _table("left, because", "places", "for example")
         for reason, count in Counter(item.reason for item in self.left).most_common():
-            table.add_row(reason, str(count), next(item.path for item in self.left if item.reason == reason))
+            items = [item for item in self.left if item.reason == reason]
+            factors = [item.factor for item in items if item.factor is not None]
+            text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
+            table.add_row(text, str(count), items[0].path)
         return table
 
 
@@ -102,7 +113,7 @@ def report_on(
     checks: tuple[Check, Check] | None,
 ) -> Report:
     """The report of a compilation."""
-    gone = {node for item in rewritten for node in (*item.region.dying, item.region.sink)}
+    gone = {node for item in rewritten for node in item.region.dying}
     fused = tuple(_fused(item, facts) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
@@ -121,20 +132,25 @@ def _fused(item: Rewritten, facts: Facts) -> Fused:
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
-    """One line for each sink whose smallest dense composition would cost more."""
+    """One line for each value that could be one operator with what is in front of it, but would cost more."""
     done: set[fx.Node] = set()
     for region in plan.refused:
-        if region.sink in done or region.after.macs <= region.before.macs:
+        if region.sink in done or region.after.macs <= region.before.macs or region.sink in gone:
             continue
         done.add(region.sink)
-        ratio = region.after.macs / region.before.macs
         words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
-        yield Left(_path(region.sink), f"{words}: exact as one operator, at {ratio:.0f} x the multiply-accumulates")
+        factor = region.after.macs / region.before.macs
+        yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
 
 
 def _says_something(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
     """Whether somebody might have expected this to fuse: the values in between are operators of the algebra."""
     return node.op == "call_module" or len(facts.maps.get(node, ())) > 0 or source in facts.rules
+
+
+def _times(least: float, most: float | None = None) -> str:
+    low, high = f"{least:.0f}", f"{least if most is None else most:.0f}"
+    return f"x {low}" if low == high else f"x {low} to {high}"
 
 
 def _path(node: fx.Node) -> str:

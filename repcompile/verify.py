@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.errors import VerificationError
-from repcompile.facts import Facts, Step
+from repcompile.facts import Facts, Step, axes_before
 from repcompile.interpret import DEFAULT_SIZE, TapByTap, Interpreter, evaluated_shape
 from repcompile.regions import Region
 from repcompile.values import Reader, Values
@@ -132,15 +132,16 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 
 def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
     """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis."""
-    shape = facts.shapes.get(region.source)
-    assigned: dict[str, int] = {}
+    shape, fact = facts.shapes.get(region.source), region.fact
     if shape is None:
-        return assigned
-    wanted = _wanted(x) if region.fact.at == 0 else []
-    batch = 2 if region.fact.path else 1  # a rearrangement might mix up the batch
-    for offset, size in enumerate(reversed(shape)):
+        return {}
+    channels = axes_before(fact.path[: fact.at], len(x.axes))
+    spatial = _wanted(x) if fact.at == 0 else []
+    others = 2 if fact.path else 1  # a rearrangement might mix up the batch
+    assigned: dict[str, int] = {}
+    for place, size in enumerate(reversed(shape)):  # counted from the last axis
+        needed = x.c_in if place == channels else spatial[-1 - place] if place < len(spatial) else others
         if len(size.names) == 1 and size.number == 1:
-            needed = wanted[len(wanted) - 1 - offset] if offset < len(wanted) else batch
             assigned[size.names[0]] = max(assigned.get(size.names[0], 0), needed)
     return assigned
 

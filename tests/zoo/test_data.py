@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import fastvit_zoo
-from fastvit_zoo import class_names, photograph, preprocess
+from fastvit_zoo.data import class_names, photograph, preprocess
 
 pytest.importorskip("timm")
 pytestmark = pytest.mark.timm

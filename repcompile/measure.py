@@ -1,0 +1,70 @@
+"""Counting what a model runs, and timing it against another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+MOVES = frozenset(
+    "alias clone contiguous copy_ detach empty empty_like empty_strided expand lift_fresh new_empty new_empty_strided "
+    "_reshape_alias _to_copy _unsafe_view".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one forward runs.
+
+    operators: ATen operators that compute; views, reshapes and copies are not counted.  norms: batch norms among them.
+    macs: multiply-accumulates of convolutions and matrix products.  parameters: numbers that the model holds.
+    """
+
+    operators: int
+    norms: int
+    macs: int
+    parameters: int
+
+
+def measure(model: nn.Module, inputs: Sequence[Any]) -> Measure:
+    """Run `model` once on `inputs` and count."""
+    operators, flops = _Operators(), FlopCounterMode(display=False)
+    with torch.no_grad(), flops, operators:
+        model(*inputs)
+    norms = sum("batch_norm" in name for name in operators.names)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Measure(len(operators.names), norms, flops.get_total_flops() // 2, parameters)
+
+
+def latencies(models: Sequence[nn.Module], inputs: Sequence[Any], rounds: int = 15) -> list[float]:
+    """Median seconds a forward of each model, the models taking turns so that all see the same machine."""
+    times: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for turn in range(rounds + 2):
+            for model, seen in zip(models, times, strict=True):
+                start = time.perf_counter()
+                model(*inputs)
+                if turn >= 2:  # the first ones warm up
+                    seen.append(time.perf_counter() - start)
+    return [median(seen) for seen in times]
+
+
+class _Operators(TorchDispatchMode):
+    """Names of the ATen operators that compute, in the order in which they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in MOVES:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
