@@ -66,7 +66,8 @@ class Axis:
 
     def after(self, inner: Axis) -> Axis:
         """The axis of `self @ inner`: nested floors of the two output sizes are one floor."""
-        steps = [step for step, taps in ((inner.stride * self.dilation, self.size), (inner.dilation, inner.size)) if taps > 1]
+        spacings = ((inner.stride * self.dilation, self.size), (inner.dilation, inner.size))
+        steps = [spacing for spacing, taps in spacings if taps > 1]
         dilation = gcd(*steps) or 1
         span = inner.stride * self.span + inner.span
         return Axis(
@@ -95,6 +96,7 @@ class Leaf:
 
     kernel: Constant
     bias: Constant | None = None
+    border: Constant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,11 @@ class Affine:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         mode: str = "zeros",
+        border: Weight | None = None,
     ) -> Affine:
         """A convolution as torch defines it, for 0 to 3 spatial axes.
 
-        weight: (c_out, c_in / groups, *sizes)   bias: (c_out,)
+        weight: (c_out, c_in / groups, *sizes)   bias: (c_out,)   border: (c_out, 1, *sizes), for the indicator image
         padding: a number, 'same', 'valid', or per axis a number or a pair (lo, hi).
         mode: torch's padding mode.
         """
@@ -161,10 +164,9 @@ class Affine:
             Axis(size, step, dil if size > 1 else 1, lo, hi)
             for size, step, dil, (lo, hi) in zip(sizes, strides, dilations, pads, strict=True)
         )
-        kernel, shift = as_constant(weight), None if bias is None else as_constant(bias)
-        return Affine(
-            c_in_group * groups, c_out, groups, axes, Leaf(kernel, shift), has_bias=bias is not None, mode=mode
-        )
+        shift, edge = (None if tensor is None else as_constant(tensor) for tensor in (bias, border))
+        leaf = Leaf(as_constant(weight), shift, edge)
+        return Affine(c_in_group * groups, c_out, groups, axes, leaf, bias is not None, border is not None, mode)
 
     @staticmethod
     def linear(weight: Weight, bias: Weight | None = None) -> Affine:
@@ -172,7 +174,9 @@ class Affine:
         return Affine.conv(weight, bias)
 
     @staticmethod
-    def diagonal(channels: int, n_axes: int, gain: Weight | Scalar | None, shift: Weight | Scalar | None = None) -> Affine:
+    def diagonal(
+        channels: int, n_axes: int, gain: Weight | Scalar | None, shift: Weight | Scalar | None = None
+    ) -> Affine:
         """y[c] = gain[c] x[c] + shift[c].
 
         gain, shift: `channels` numbers in a tensor of any shape, or one number for all channels; None is 1 and 0.
@@ -219,7 +223,8 @@ class Affine:
         _require_composable(self, inner)
         carried = inner.has_bias or self.has_border
         to_border = carried and not stays and self.mode == "zeros"
-        if to_border and not all(i.pointwise or not (o.pads or i.pads) for o, i in zip(self.axes, inner.axes, strict=True)):
+        pairs = zip(self.axes, inner.axes, strict=True)
+        if to_border and not all(i.pointwise or not (o.pads or i.pads) for o, i in pairs):
             raise Inexact("a bias meets zero padding behind an operator with a window of its own")
         return Affine(
             c_in=inner.c_in,
@@ -391,7 +396,7 @@ def _shifted(x: Affine, shift: Weight | Scalar) -> Affine:
 
 
 def _require_per_channel(x: Affine, tensor: Weight | Scalar) -> None:
-    """torch broadcasts from the last axis: a tensor is per channel iff it varies along axis -(1 + spatial axes) only."""
+    """torch broadcasts from the last axis: only a tensor that varies along axis -(1 + n_axes) alone is per channel."""
     if isinstance(tensor, int | float):
         return
     shape, n_axes = tuple(tensor.shape), len(x.axes)
@@ -399,7 +404,9 @@ def _require_per_channel(x: Affine, tensor: Weight | Scalar) -> None:
     if prod(shape) == 1 and len(shape) <= len(expected):
         return
     if len(shape) > len(expected) + (n_axes > 0) or shape[-len(expected) :] != expected or prod(shape) != x.c_out:
-        raise Inexact(f"a tensor of shape {shape} is not one number for each of {x.c_out} channels before {n_axes} axes")
+        raise Inexact(
+            f"a tensor of shape {shape} is not one number for each of {x.c_out} channels before {n_axes} axes"
+        )
 
 
 # -- torch's spellings of geometry -------------------------------------------------------------------------------------

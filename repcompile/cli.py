@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="repcompile", description="Structural reparameterization for PyTorch models.")
     commands = parser.add_subparsers(required=True, metavar="command")
     show = commands.add_parser("demo", help="fuse a model and compare the two forms on a real photograph")
-    show.add_argument("--model", default="fastvit_t8", help="name that the factory is called with (default: %(default)s)")
+    show.add_argument("--model", default="fastvit_t8", help="what the factory is called with (default: %(default)s)")
     show.add_argument("--checkpoint", help="file of weights; without it they are random, from a fixed seed")
     show.add_argument("--factory", default=ZOO, help="package.module:function (default: %(default)s)")
     show.add_argument("--image", default=IMAGE, help="function that returns the input (default: %(default)s)")

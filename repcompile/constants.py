@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
@@ -71,13 +73,18 @@ def _leaves(node: fx.Node) -> list[fx.Node]:
 def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The value of a constant node, given those of its leaves."""
     if node not in values:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda operand: _run(operand, values))
-        function = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
-        values[node] = function(*args[1:] if node.op == "call_method" else args, **kwargs)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda operand: _run(operand, values))
+        if node.op == "call_method":
+            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            values[node] = node.target(*args, **kwargs)
     return values[node]
 
 
-RANDOM = frozenset(
-    [torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.dropout, torch.nn.functional.dropout]
-    + ["bernoulli", "normal_", "uniform_", "random_", "new_empty", "multinomial"]
+RANDOM: frozenset[Any] = frozenset(
+    [
+        *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.dropout, F.dropout),
+        *("bernoulli", "normal_", "uniform_", "random_", "new_empty", "multinomial"),
+    ]
 )

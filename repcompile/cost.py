@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from repcompile.affine import Affine, Map, Uniform
+from repcompile.affine import Map, Uniform
 
 POSITIONS = 256  # output positions assumed where no example input tells the size: one 16 x 16 image
 ELEMENT = 4  # bytes

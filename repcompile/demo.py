@@ -83,5 +83,6 @@ def _top_classes(logits: Tensor, names: Sequence[str]) -> Table:
     table = Table("class", "probability", box=None, header_style="bold", pad_edge=False)
     scores, places = logits.softmax(-1)[0].topk(5)
     for score, place in zip(scores.tolist(), places.tolist(), strict=True):
-        table.add_row(names[place] if place < len(names) else str(place), f"{100 * score:.1f} %")
+        name = names[place] if place < len(names) else f"class {place}"
+        table.add_row(str(name), f"{100 * score:.1f} %")
     return table

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +13,8 @@ from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.values import Values
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PADS = {
+CONVOLUTIONS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PADS: Mapping[str, Sequence[Any]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
@@ -32,7 +35,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
             return _linear(x, values)
         pad, conv = _convolution(x, values)
         if values.border is not None and bool(values.border.any()):
-            return BorderConv(pad, conv, values.border)
+            return BorderConv(conv, values.border, () if isinstance(pad, nn.Identity) else _pads(x))
         return conv if isinstance(pad, nn.Identity) else nn.Sequential(pad, conv)
 
 
@@ -70,9 +73,9 @@ def weights_of(x: Affine) -> tuple[Tensor, ...]:
             continue
         visited.add(id(top))
         match top.parts:
-            case Leaf(kernel, bias):
-                tensors = (*kernel.tensors, *(() if bias is None else bias.tensors))
-                found.update({id(tensor): tensor for tensor in tensors})
+            case Leaf(kernel, bias, border):
+                constants = [constant for constant in (kernel, bias, border) if constant is not None]
+                found.update({id(tensor): tensor for constant in constants for tensor in constant.tensors})
             case Compose(outer, inner):
                 stack += [outer, inner]
             case Sum(left, right):
@@ -104,10 +107,10 @@ def _convolution(x: Affine, values: Values) -> tuple[nn.Module, nn.Module]:
     conv = CONVOLUTIONS[len(x.axes) - 1](
         x.c_in,
         x.c_out,
-        kernel_size=[axis.size for axis in x.axes],  # type: ignore[arg-type]
-        stride=[axis.stride for axis in x.axes],  # type: ignore[arg-type]
-        padding=[axis.lo if alike else 0 for axis in x.axes],  # type: ignore[arg-type]
-        dilation=[axis.dilation for axis in x.axes],  # type: ignore[arg-type]
+        kernel_size=[axis.size for axis in x.axes],
+        stride=[axis.stride for axis in x.axes],
+        padding=[axis.lo if alike else 0 for axis in x.axes],
+        dilation=[axis.dilation for axis in x.axes],
         groups=x.groups,
         bias=values.bias is not None,
         padding_mode=x.mode if alike and x.pads else "zeros",
@@ -118,7 +121,7 @@ def _convolution(x: Affine, values: Values) -> tuple[nn.Module, nn.Module]:
 
 def _padding(x: Affine) -> nn.Module:
     """Padding first, then the crop: the order in which `Affine` defines them."""
-    pads = [pad for axis in reversed(x.axes) for pad in (axis.lo, axis.hi)]
+    pads = _pads(x)
     index = len(x.axes) - 1
     layers: list[nn.Module] = []
     if x.pads:
@@ -126,6 +129,11 @@ def _padding(x: Affine) -> nn.Module:
     if min(pads) < 0:
         layers.append(PADS["zeros"][index](tuple(min(pad, 0) for pad in pads)))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _pads(x: Affine) -> tuple[int, ...]:
+    """As `F.pad` wants them: from the last axis to the first."""
+    return tuple(pad for axis in reversed(x.axes) for pad in (axis.lo, axis.hi))
 
 
 def _filled(module: nn.Module, kernel: Tensor, bias: Tensor | None) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
 from repcompile.errors import ModelError
@@ -36,7 +37,7 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 
 
 def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     if node.op == "output":
         return args[0]
     if node.op == "get_attr":

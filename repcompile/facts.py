@@ -1,7 +1,7 @@
 """How every value depends on the values before it: interpretation of the graph in the algebra.
 
-Given: a canonical graph and the rules.  Result: for each node, the `Fact`s "I am this affine map of that earlier value",
-nearest first, and the refusals. No weight is read: this is legality.
+Given: a canonical graph and the rules.  Result: for each node, the `Fact`s "I am this affine map of that earlier
+value", nearest first, and the refusals. No weight is read: this is legality.
 
 A fact may cross layouts: `path` lists the operators in between that only move positions. A pointwise map commutes with
 them, so it can act at any place of the path; a map with a window stays where it is (`at`).
@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
+from torch.fx.node import map_arg
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
@@ -21,7 +22,6 @@ from repcompile.constants import Constants
 from repcompile.errors import Inexact, RuleError
 from repcompile.rules.ruleset import Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
-from repcompile.values import Constant
 
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
@@ -77,9 +77,7 @@ class Facts:
     truncated: bool
 
 
-def affine_facts(
-    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]] | None = None
-) -> Facts:
+def affine_facts(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]] | None = None) -> Facts:
     """Interpret every node once, in order.
 
     known: shapes from a run on example inputs; only their ranks are used, so that no size is baked in.
@@ -130,7 +128,7 @@ class _Interpreter:
     def _visit_size(self, node: fx.Node) -> bool:
         """`x.shape`, `x.shape[i]`, `x.size(i)` and products of sizes.  True if `node` is one of them."""
         name = getattr(node.target, "__name__", node.target)
-        if name == "getattr" and node.args[1] == "shape" or name == "size" and len(node.args) == 1:
+        if (name == "getattr" and node.args[1] == "shape") or (name == "size" and len(node.args) == 1):
             self._ask_shape(node)
         elif name == "size" and node.op == "call_method" and isinstance(node.args[1], int):
             self._sizes[node] = self._size_of(node.args[0], node.args[1])
@@ -248,9 +246,9 @@ class _Interpreter:
 
     def _resolved(self, args: Any, maps: Mapping[fx.Node, Map] | None = None) -> Any:
         """Call arguments as rules see them: maps, constants, sizes, and everything else as it is."""
-        return fx.node.map_arg(args, lambda node: self._operand(node, maps or {}))
+        return map_arg(args, lambda node: self._operand(node, maps or {}))
 
-    def _operand(self, node: fx.Node, maps: Mapping[fx.Node, Map]) -> Map | Constant | Tensor | Size:
+    def _operand(self, node: fx.Node, maps: Mapping[fx.Node, Map]) -> Any:
         if node in maps:
             return maps[node]
         if node in self._constants:

@@ -58,8 +58,9 @@ def _fold(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
 
 def _evaluate(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
     match x.parts:
-        case Leaf(kernel, bias):
-            return Values(kernel.exact(read), None if bias is None else bias.exact(read))
+        case Leaf(kernel, bias, border):
+            extra = (None if constant is None else constant.exact(read) for constant in (bias, border))
+            return Values(kernel.exact(read), *extra)
         case Spread(inner):
             values = _fold(inner, read, done)
             return Values(values.kernel.reshape(*values.kernel.shape[:2], *[1] * len(x.axes)), values.bias)

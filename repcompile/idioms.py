@@ -1,8 +1,8 @@
 """What people call a region: declarative patterns over its branches.
 
-A region is the sum of its branches, the ways from source to sink; each is written as words, in the order in which data
-flows: `dw7x7` (depthwise), `pw` (1x1), `conv3x3`, `linear`, `norm`, `scale`, `shift`, `pool2x2`, `pad`. The empty branch
-is a skip; `-` in front marks one that is subtracted. A name decides nothing: the algebra has done that before.
+A region is the sum of its branches, the ways from source to sink; each is written as words, in the order in which
+data flows: `dw7x7` (depthwise), `pw` (1x1), `conv3x3`, `linear`, `norm`, `scale`, `shift`, `pool2x2`, `pad`. The empty
+branch is a skip; `-` in front marks one that is subtracted. A name decides nothing: the algebra has done that before.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ IDIOMS = (
 SINGLE = (
     Idiom("ConvBN", (Branch(rf"{CONV}( shift)? norm"),), "BN(Conv(x))", "Ioffe & Szegedy, 2015"),
     Idiom("LayerScale", (Branch(rf"{CONV}( norm)? scale"),), "gamma Conv(x)", "Touvron et al., CaiT, 2021"),
-    Idiom("BNConv", (Branch(rf"norm (dw|pw|conv)\S*"),), "Conv(BN(x))", "pre-activation order"),
+    Idiom("BNConv", (Branch(r"norm (dw|pw|conv)\S*"),), "Conv(BN(x))", "pre-activation order"),
     Idiom("BNLinear", (Branch("norm linear"),), "Linear(BN(x))", "BN in front of attention"),
 )
 

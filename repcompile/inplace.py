@@ -103,7 +103,9 @@ def _is_view(value: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _reads_metadata(user: fx.Node) -> bool:
     if user.op == "call_method":
         return user.target in ("size", "dim", "numel", "is_floating_point")
-    return user.op == "call_function" and user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")
+    return (
+        user.op == "call_function" and user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")
+    )
 
 
 def _pure_target(node: fx.Node) -> Any:
@@ -157,9 +159,11 @@ INPLACE_POSITION: dict[Callable[..., Any], int] = {
     F.dropout: 3,
 }
 
-VIEWS = frozenset(
-    ["view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous"]
-    + [torch.flatten, torch.reshape, torch.transpose, torch.permute, operator.getitem]
+VIEWS: frozenset[Any] = frozenset(
+    [
+        *("view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous"),
+        *(torch.flatten, torch.reshape, torch.transpose, torch.permute, operator.getitem),
+    ]
 )
 
 VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
@@ -186,5 +190,6 @@ FRESH_FUNCTIONS: frozenset[Any] = frozenset(
 )
 
 FRESH_METHODS = frozenset(
-    "add sub mul div neg matmul pow exp relu sigmoid tanh softmax mean sum sqrt rsqrt clone clamp addcmul square abs".split()
+    "abs add addcmul clamp clone div exp matmul mean mul neg pow relu rsqrt sigmoid softmax sqrt square sub sum "
+    "tanh".split()
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
 
 from repcompile.affine import Affine
@@ -36,7 +37,7 @@ class Interpreter:
 
     def run(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
         """The value of `node`, given those of the values that it reads."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda operand: self._operand(operand, values))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda operand: self._operand(operand, values))
         if node.op == "call_module":
             return with_tensors(self._captured.module(node), self._read)(*args, **kwargs)
         if node.op == "call_method":
@@ -69,7 +70,7 @@ def evaluated_shape(shape: Shape, assigned: Mapping[str, int]) -> tuple[int, ...
 
 
 def with_tensors(module: nn.Module, convert: Reader) -> nn.Module:
-    """A shallow copy of `module` whose floating-point parameters and buffers are `convert`ed; the original is untouched."""
+    """A shallow copy of `module` with its floating-point parameters and buffers `convert`ed."""
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
     for field in ("_parameters", "_buffers"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 MAPS_KEPT = 8  # input sizes whose border map is remembered
 
@@ -26,24 +28,34 @@ class ChannelAffine(nn.Module):
 
 
 class BorderConv(nn.Module):
-    """A convolution whose bias met zero padding: y = conv(pad(x)) + border * pad(1).
+    """A convolution whose bias met zero padding: y = conv(x) + border * 1~, with the indicator image 1~ of x.
 
-    pad, conv: as for a plain convolution.  border: (c_out, 1, *sizes), a kernel for the indicator image.
-    The second term depends on the input's size only; without gradients it is computed once per size.
+    conv: zero-padded.  border: (c_out, 1, *sizes), a kernel for the indicator image.
+    pads: zeros put around the image first, as `F.pad` takes them; empty where conv pads by itself.
+    The second term depends on the input's size only; without gradients it is computed once per size, and again when
+    `border` changes (writes through `.data`, which torch does not count, go unnoticed).
     """
 
-    def __init__(self, pad: nn.Module, conv: nn.Module, border: Tensor) -> None:
+    def __init__(self, conv: nn.Module, border: Tensor, pads: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.pad = pad
         self.conv = conv
         self.border = nn.Parameter(border)
+        self.pads = pads
         self._maps: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.pad(x)) + self._border_map(x)
+        return self.conv(self._padded(x)) + self._border_map(x)
+
+    def extra_repr(self) -> str:
+        return f"pads={self.pads}" if self.pads else ""
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pads) if self.pads else x
 
     def _border_map(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or self._learns():
+        # A graph that is being recorded must compute the map, not keep one of this size.
+        recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
+        if recorded or self._learns() or self.border.is_inference():
             return self._computed(x)
         sizes = tuple(x.shape[2 - self.border.dim() :])
         version = (self.border.data_ptr(), self.border._version, torch.is_inference_mode_enabled())
@@ -56,8 +68,8 @@ class BorderConv(nn.Module):
 
     def _computed(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
-        image = self.pad(x.new_ones(1, 1, *x.shape[2 - self.border.dim() :]))
-        function = (torch.conv1d, torch.conv2d, torch.conv3d)[self.border.dim() - 3]
+        image = self._padded(x.new_ones(1, 1, *x.shape[2 - self.border.dim() :]))
+        function = (F.conv1d, F.conv2d, F.conv3d)[self.border.dim() - 3]
         return function(image, self.border, None, conv.stride, conv.padding, conv.dilation)
 
     def _learns(self) -> bool:

@@ -26,7 +26,7 @@ RESOLUTION = 1e-9  # relative to the dearest candidate: smaller differences are 
 class Plan:
     """What will be rewritten.
 
-    chosen: regions in graph order of their sinks.  refused: legal regions that cost more as one operator.
+    chosen: regions in graph order of their sinks.  refused: legal regions that would not be cheaper as one operator.
     saving: price saved by the chosen ones, in the cost model's unit.
     """
 
@@ -54,7 +54,7 @@ def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
     savings = {region: cost(region.before) - cost(region.after) for region in regions}
     unit = RESOLUTION * max((cost(region.before) for region in regions), default=0.0) or 1.0
     paying = [region for region in regions if round(savings[region] / unit) > 0]
-    refused = tuple(region for region in regions if round(savings[region] / unit) < 0)
+    refused = tuple(region for region in regions if round(savings[region] / unit) <= 0)
     chosen = _best(paying, {region: round(savings[region] / unit) for region in paying})
     return Plan(tuple(chosen), refused, sum(savings[region] for region in chosen))
 

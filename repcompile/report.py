@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import fx
 
+from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
@@ -76,8 +77,8 @@ class Report:
         return text.get().rstrip()
 
     def _parts(self) -> Iterable[RenderableType]:
-        yield Text(f"{self.model}: {len(self.fused)} regions fused, {sum(f.operators for f in self.fused)} operators into "
-                   f"{len(self.fused)}")  # fmt: skip
+        before, after = sum(item.operators for item in self.fused), len(self.fused)
+        yield Text(f"{self.model}: {after} regions fused, {before} operators into {after}")
         if self.fused:
             yield self._fused_table()
         if self.left:
@@ -132,15 +133,19 @@ def _fused(item: Rewritten, facts: Facts) -> Fused:
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
-    """One line for each value that could be one operator with what is in front of it, but would cost more."""
+    """One line for each value that could be one operator with what is in front of it, but would not be cheaper."""
     done: set[fx.Node] = set()
     for region in plan.refused:
-        if region.sink in done or region.after.macs <= region.before.macs or region.sink in gone:
+        if region.sink in done or region.sink in gone:
             continue
         done.add(region.sink)
         words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
         factor = region.after.macs / region.before.macs
-        yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
+        if factor > 1:
+            yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
+        else:
+            border = " and a border map" if isinstance(region.fact.map, Affine) and region.fact.map.has_border else ""
+            yield Left(_path(region.sink), f"{words}: exact as one operator{border}, which is not cheaper")
 
 
 def _says_something(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
@@ -162,5 +167,3 @@ def _table(*columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if 0 < index < len(columns) - 1 else "left", overflow="fold")
     return table
-
-

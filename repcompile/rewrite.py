@@ -1,7 +1,7 @@
 """From a plan to a new module.
 
-Given: a captured graph, facts and a plan.  Result: a `GraphModule` in which each chosen region is one operator, folded in
-float64, checked against the nodes that it replaces, and rounded once. A region that fails is left as it was.
+Given: a captured graph, facts and a plan.  Result: a `GraphModule` in which each chosen region is one operator, folded
+in float64, checked against the nodes that it replaces, and rounded once. A region that fails is left as it was.
 """
 
 from __future__ import annotations
@@ -89,13 +89,12 @@ def _any_weights(captured: Captured) -> tuple[Tensor, ...]:
 
 
 def _names(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
-    """A place in the hierarchy for each region: the module that it replaces as a whole, else its heaviest operator's."""
+    """A place in the hierarchy for each region: the module that it replaces, else that of its heaviest operator."""
     gone = {node for region in regions for node in (*region.dying, region.sink)}
     taken = _Paths()
     for node in captured.graph.nodes:
-        if node.op == "call_module" and node not in gone:
-            taken.add(str(node.target))
-        elif node.op == "get_attr" and not all(user in gone for user in node.users):
+        stays = node not in gone if node.op == "call_module" else not gone.issuperset(node.users)
+        if stays and node.op in ("call_module", "get_attr"):
             taken.add(str(node.target))
     names: list[str] = []
     for region in regions:
@@ -225,7 +224,7 @@ def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Mo
     result = copy.deepcopy(captured.module(node), memo)
     operand = node.args[0] if node.args else None
     if node.meta.get("inplace") and isinstance(operand, fx.Node) and not _spare(operand, captured):
-        result.inplace = False
+        result.__dict__["inplace"] = False
     return result
 
 
@@ -248,5 +247,3 @@ def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         root.register_parameter(field, value)
     else:
         root.register_buffer(field, value)
-
-

@@ -41,7 +41,7 @@ Shape = tuple[Size, ...]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A rearrangement of positions.  shape: of the result.  carry: for each axis of the input, where it went, or None."""
+    """A rearrangement of positions.  shape: of the result.  carry: where each axis of the input went, or None."""
 
     shape: Shape
     carry: tuple[int | None, ...]
@@ -106,6 +106,7 @@ def _survivor(shape: Shape, axis: int, result: Shape) -> int | None:
     for place, size in enumerate(result):
         if size != shape[axis]:
             continue
-        if product(shape[:axis]) == product(result[:place]) or product(shape[axis + 1 :]) == product(result[place + 1 :]):
+        in_front = product(shape[:axis]) == product(result[:place])
+        if in_front or product(shape[axis + 1 :]) == product(result[place + 1 :]):
             return place
     return None

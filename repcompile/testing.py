@@ -26,7 +26,7 @@ def _draw_norm(norm: nn.modules.batchnorm._BatchNorm, generator: torch.Generator
     if norm.running_mean is not None and norm.running_var is not None:
         norm.running_mean.normal_(0.0, 0.3, generator=generator)
         norm.running_var.uniform_(0.5, 1.5, generator=generator)
-    if norm.weight is not None and norm.bias is not None:
+    if norm.affine:
         norm.weight.uniform_(0.5, 1.5, generator=generator)
         norm.bias.normal_(0.0, 0.3, generator=generator)
 

@@ -2,9 +2,9 @@
 
 Given: a module.  Result: its graph, the tensors that `get_attr` nodes name, and the modules that could not be traced.
 
-Unlike `torch.fx.symbolic_trace` it patches no class, so that other threads never notice: a copy of the module's structure
-(the tensors are shared, and never written to) gets a wrapped `forward` on every instance and proxies in place of its
-parameters and buffers. A module whose `forward` cannot run on proxies becomes one node of its parent's graph.
+Unlike `torch.fx.symbolic_trace` it patches no class, so that other threads never notice: a copy of the module's
+structure (the tensors are shared, and never written to) gets a wrapped `forward` on every instance and proxies in place
+of its parameters and buffers. A module whose `forward` cannot run on proxies becomes one node of its parent's graph.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def trace(
 
 
 def torch_class(module: nn.Module) -> type[nn.Module] | None:
-    """The torch.nn class whose computation `module` has: its own, or one that it inherits without overriding any of it."""
+    """The torch.nn class whose computation `module` has: its own, or one that it inherits and overrides nothing of."""
     if "forward" in vars(module):
         return None
     for index, cls in enumerate(type(module).__mro__):
@@ -72,9 +72,10 @@ def torch_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 _NEUTRAL = frozenset(
-    "__init__ __doc__ __module__ __qualname__ __annotations__ __constants__ __dict__ __weakref__ __repr__ __static_attributes__ "
-    "__firstlineno__ extra_repr reset_parameters reset_running_stats __setstate__ __getstate__ _version "
-    "__parameters__ __orig_bases__ _load_from_state_dict __annotate__ __annotate_func__ __annotations_cache__ __deepcopy__".split()
+    "__annotate__ __annotate_func__ __annotations__ __annotations_cache__ __constants__ __deepcopy__ __dict__ __doc__ "
+    "__firstlineno__ __getstate__ __init__ __module__ __orig_bases__ __parameters__ __qualname__ __repr__ __setstate__ "
+    "__static_attributes__ __weakref__ _load_from_state_dict _version extra_repr reset_parameters "
+    "reset_running_stats".split()
 )
 
 
@@ -86,7 +87,7 @@ class _Proxy(fx.Proxy):
             raise TraceError(f"assigns to .{name} of a tensor")
         object.__setattr__(self, name, value)
 
-    def __getattr__(self, name: str) -> _Attribute:
+    def __getattr__(self, name: str) -> _Attribute:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Attribute(self, name)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
@@ -96,7 +97,7 @@ class _Proxy(fx.Proxy):
         if count is None:
             raise TraceError("iterates over a value that only the run will know")
         self.node.meta["unpacked"] = count
-        return iter([self[index] for index in range(count)])
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(count)])
 
     def __ceil__(self) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
@@ -182,7 +183,7 @@ class _Tensors(dict[str, Any]):
         return [(name, self[name]) for name in self]
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self.keys() else default
 
 
 class _Tracer(fx.Tracer):
@@ -209,10 +210,10 @@ class _Tracer(fx.Tracer):
             with _Factories(self):
                 result = self.root.forward(*placeholders)
             self.create_node("output", "output", (self.create_arg(result),), {})
-        except Exception as error:
-            raise ModelError(
-                f"{type(self.root).__name__}.forward cannot be traced: {_reason(error)}; compile its submodules one by one"
-            ) from error
+        except Exception as error:  # the user's forward
+            name = type(self.root).__name__
+            advice = "compile its submodules one by one"
+            raise ModelError(f"{name}.forward cannot be traced: {_reason(error)}; {advice}") from error
 
     def constant(self, tensor: Tensor) -> fx.Proxy:
         """The proxy of a tensor that is not computed from the inputs."""
@@ -312,7 +313,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Factories(TorchFunctionMode):
-    """Tensors that a forward makes (`torch.arange(n)`, `torch.randn(3)`) stay part of the graph, made anew at each run."""
+    """Tensors that a forward makes (`torch.arange(n)`, `torch.randn(3)`) stay in the graph, made anew at each run."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()

@@ -15,7 +15,10 @@ Reader = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The numbers of a map, float64.  kernel: (c_out, c_in / groups, *sizes)  bias: (c_out,)  border: (c_out, 1, *sizes)"""
+    """The numbers of a map, float64.
+
+    kernel: (c_out, c_in / groups, *sizes)  bias: (c_out,)  border: (c_out, 1, *sizes)
+    """
 
     kernel: Tensor
     bias: Tensor | None = None
@@ -42,6 +45,9 @@ class Constant:
         """The value in float64; `read` turns a parameter into float64 and may remember it."""
         arguments = [o.exact(read) if isinstance(o, Constant) else read(o) for o in self.operands]
         return arguments[0] if self.function is None else self.function(*arguments).reshape(self.shape)
+
+    def __neg__(self) -> Constant:
+        return Constant(self.shape, (self,), torch.neg)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.errors import VerificationError
 from repcompile.facts import Facts, Step, axes_before
-from repcompile.interpret import DEFAULT_SIZE, TapByTap, Interpreter, evaluated_shape
+from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.regions import Region
 from repcompile.values import Reader, Values
 
@@ -148,7 +148,8 @@ def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
 
 def _wanted(x: Affine) -> list[int]:
     """Positions along each axis so that some windows touch the border and some do not."""
-    return [max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + i for i, axis in enumerate(x.axes)]
+    sizes = (axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0) for axis in x.axes)
+    return [max(size, 2) + place for place, size in enumerate(sizes)]
 
 
 def _image(region: Region, x: Affine, facts: Facts, assigned: Mapping[str, int]) -> Tensor:

@@ -1,6 +1,7 @@
 """What is known of each operator: one rule each."""
 
 from repcompile.rules.conv import CONV
+from repcompile.rules.emitted import EMITTED
 from repcompile.rules.layout import LAYOUT
 from repcompile.rules.linear import LINEAR
 from repcompile.rules.norm import NORM
@@ -10,9 +11,9 @@ from repcompile.rules.pool import POOL
 from repcompile.rules.ruleset import Rule, RuleSet, affine_rule, layout_rule, shape_rule
 from repcompile.rules.shape import SHAPE
 
-DEFAULT = CONV + LINEAR + NORM + POINTWISE + POOL + PAD + LAYOUT + SHAPE
+DEFAULT = CONV + LINEAR + NORM + POINTWISE + POOL + PAD + EMITTED + LAYOUT + SHAPE
 
 __all__ = [
-    "CONV", "DEFAULT", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "SHAPE",
+    "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "SHAPE",
     "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ def batch_norm_module(x: Map, m: nn.BatchNorm2d, shape: Shape | None = None) -> 
         raise Inexact("batch norm without running statistics depends on the batch")
     if m.training:
         raise Inexact("batch norm in training mode depends on the batch")
-    rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(type(m), None) or _rank(x, shape)
+    rank = 4 if isinstance(m, nn.BatchNorm2d) else 5 if isinstance(m, nn.BatchNorm3d) else _rank(x, shape)
     return _normalized(x, rank, m.running_mean, m.running_var, m.weight, m.bias, m.eps)
 
 

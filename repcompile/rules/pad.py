@@ -26,7 +26,9 @@ def constant_pad_module(x: Map, m: nn.ConstantPad2d) -> Map:
 
 
 @affine_rule(F.pad)
-def pad(x: Map, pad: Sequence[int], mode: str = "constant", value: float | None = None, shape: Shape | None = None) -> Map:
+def pad(
+    x: Map, pad: Sequence[int], mode: str = "constant", value: float | None = None, shape: Shape | None = None
+) -> Map:
     """Zeros around the image; the list starts with the last axis, as torch's does."""
     if mode != "constant":
         raise Inexact(f"padding mode {mode!r} on its own")

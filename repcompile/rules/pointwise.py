@@ -13,7 +13,7 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.errors import Inexact
 from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.shapes import Shape
-from repcompile.values import Constant, computed
+from repcompile.values import Constant, computed, filled
 
 Operand = Affine | Uniform | Constant | int | float
 
@@ -50,7 +50,7 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
         return _times(x, computed(torch.reciprocal, y, shape=y.shape), shape)
     if y == 0:
         raise Inexact("division by zero")
-    return _times(x, computed(lambda: torch.ones((), dtype=torch.float64) / y, shape=()), shape)
+    return _times(x, computed(torch.reciprocal, filled(y, 1, ()), shape=()), shape)
 
 
 @affine_rule(operator.neg, torch.neg, "neg", torch.negative)
@@ -91,7 +91,7 @@ def _plus(x: Operand, y: Operand, shape: Shape | None) -> Map:
 
 def _times(x: Operand, y: Operand, shape: Shape | None) -> Any:
     if isinstance(x, Constant) and isinstance(y, Constant | int | float):
-        y = y if isinstance(y, Constant) else computed(lambda n=y: torch.tensor(float(n), dtype=torch.float64), shape=())
+        y = y if isinstance(y, Constant) else filled(y, 1, ())
         return computed(torch.mul, x, y, shape=tuple(torch.broadcast_shapes(x.shape, y.shape)))
     return _fitting(x, shape) * _fitting(y, shape)  # type: ignore[operator]
 

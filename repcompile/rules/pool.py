@@ -10,7 +10,7 @@ from torch import nn
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.errors import Inexact
-from repcompile.rules.ruleset import RuleSet, affine_rule
+from repcompile.rules.ruleset import Rule, RuleSet, affine_rule
 from repcompile.values import filled
 
 Sizes = int | Sequence[int]
@@ -18,12 +18,12 @@ Sizes = int | Sequence[int]
 
 @affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 def average_pool_module(x: Map, m: nn.AvgPool2d) -> Map:
-    n_axes = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[_pool_class(m)]
+    n_axes = next(n for n, cls in ((1, nn.AvgPool1d), (2, nn.AvgPool2d), (3, nn.AvgPool3d)) if isinstance(m, cls))
     divisor = getattr(m, "divisor_override", None)
     return _averaged(x, n_axes, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
 
 
-def _pool_function(n_axes: int):  # noqa: ANN202 - a Rule
+def _pool_function(n_axes: int) -> Rule:
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_axes - 1]
 
     def average_pool(
@@ -63,10 +63,6 @@ def _averaged(
     weight = filled(1.0 / (divisor or prod(sizes)), channels, (channels, 1, *sizes))
     strides = sizes if stride is None or stride == [] else _tuple(stride, n_axes)
     return Affine.conv(weight, None, strides, pads, 1, channels) @ x
-
-
-def _pool_class(module: nn.Module) -> type[nn.Module]:
-    return next(cls for cls in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, cls))
 
 
 def _tuple(value: Sizes, n_axes: int) -> tuple[int, ...]:

@@ -85,10 +85,10 @@ def affine_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     """Declare what map an operator is.
 
     targets: module classes, functions, names of tensor methods.
-    The function gets an `Affine` (or `Uniform`) for every operand that depends on an input, a `Constant` for every tensor
-    that does not, and everything else as it stands in the call; a module's rule gets `(x, module)`. It returns the map
-    of the result, or raises `Inexact` with the reason. A parameter called `shape` receives what is known of the first
-    operand's shape.
+    The function gets an `Affine` (or `Uniform`) for every operand that depends on an input, a `Constant` for every
+    tensor that does not, and everything else as it stands in the call; a module's rule gets `(x, module)`. It returns
+    the map of the result, or raises `Inexact` with the reason. A parameter called `shape` receives what is known of the
+    first operand's shape.
     """
     return _declare("affine", targets)
 

@@ -1,0 +1,26 @@
+"""The modules that repcompile itself emits, so that a fused model can be fused again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repcompile.affine import Affine, Map
+from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.rules.ruleset import RuleSet, affine_rule
+
+
+@affine_rule(ChannelAffine)
+def channel_affine(x: Map, m: ChannelAffine) -> Map:
+    """y = weight x + bias"""
+    return Affine.diagonal(m.weight.shape[0], m.weight.dim() - 1, m.weight, m.bias) @ x
+
+
+@affine_rule(BorderConv)
+def border_conv(x: Map, m: BorderConv) -> Map:
+    """y = conv(x) + border * 1~"""
+    conv: Any = m.conv
+    padding = list(zip(m.pads[::2], m.pads[1::2], strict=True))[::-1] if m.pads else conv.padding
+    return Affine.conv(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups, border=m.border) @ x
+
+
+EMITTED = RuleSet((channel_affine, border_conv))
