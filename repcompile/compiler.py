@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,11 +49,22 @@ class Compilation:
 def compile_model(
     model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
 ) -> Compilation:
-    """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result."""
+    """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
+
+    Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
+    """
+    first = _one_round(model, example_inputs, rules, cost or Roofline())
+    if not (first.facts.truncated and first.rewritten):
+        return first
+    again = compile_model(first.module, example_inputs, rules=rules, cost=cost)
+    return replace(first, module=again.module, rewritten=(*first.rewritten, *again.rewritten), checks=again.checks)
+
+
+def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
     captured = canonicalize(capture(model, rules.module_classes))
     known = _measured(captured, model, example_inputs)
     facts = affine_facts(captured, rules, known)  # legality: no weight is read
-    plan = choose(candidate_regions(captured, facts, known), cost or Roofline())  # profit
+    plan = choose(candidate_regions(captured, facts, known), cost)  # profit
     module, rewritten, rollbacks = rewrite(captured, facts, plan)  # values: folded once, in float64
     checks = None if example_inputs is None else _checked(model, module, example_inputs)
     return Compilation(captured, facts, plan, module, rewritten, rollbacks, checks)

@@ -166,7 +166,7 @@ class _Interpreter:
     def _shape_of(self, node: fx.Node, rule: Rule) -> Shape | None:
         shape = self._shapes.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         rest = (self._captured.module(node),) if node.op == "call_module" else node.args[1:]
-        options = {"owner": node.name} if "owner" in rule.parameters else {}
+        options = {"owner": node.name} if rule.wants("owner") else {}
         return rule(shape, *rest, **options)
 
     def _visit_layout(self, node: fx.Node, rule: Rule, operand: fx.Node) -> None:
@@ -175,7 +175,7 @@ class _Interpreter:
         if node.args[0] is not operand:
             return
         arguments = (self._captured.module(node),) if node.op == "call_module" else node.args[1:]
-        options = {"owner": node.name} if "owner" in rule.parameters else {}
+        options = {"owner": node.name} if rule.wants("owner") else {}
         try:
             layout: Layout = rule(shape, *self._resolved(arguments), **self._resolved(node.kwargs), **options)
         except Inexact:
@@ -230,16 +230,21 @@ class _Interpreter:
 
     def _call(self, node: fx.Node, rule: Rule, maps: dict[fx.Node, Map]) -> Map:
         maps = {value: self._sized(value, x) for value, x in maps.items()}
-        options: dict[str, Any] = {}
-        if "shape" in rule.parameters:
-            options["shape"] = self._shapes.get(next(iter(maps)))
-        if node.op == "call_module":
-            result = rule(maps[next(iter(maps))], self._captured.module(node), **options)
-        else:
-            result = rule(*self._resolved(node.args, maps), **self._resolved(node.kwargs, maps), **options)
+        args, kwargs = self._arguments(node)
+        if rule.wants("shape"):
+            kwargs = {**kwargs, "shape": self._shapes.get(next(iter(maps)))}
+        if not rule.accepts(args, kwargs):
+            raise Inexact("it is called with arguments that its rule does not know")
+        result = rule(*self._resolved(args, maps), **self._resolved(kwargs, maps))
         if not isinstance(result, Affine | Uniform):
             raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {node.target}, not a map")
         return result
+
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call as the rule is called: operands first, then the module if it is one."""
+        kwargs = dict(node.kwargs)
+        args = (*node.args, *(kwargs.pop(name) for name in ("input", "other") if name in kwargs))
+        return (*args, self._captured.module(node)) if node.op == "call_module" else args, kwargs
 
     def _sized(self, value: fx.Node, x: Map) -> Map:
         return replace(x, sizes=known_sizes(self._shapes.get(value))) if isinstance(x, Uniform) else x

@@ -162,7 +162,10 @@ def _assembled(captured: Captured, done: Sequence[Rewritten]) -> fx.GraphModule:
             _place(root, path, new[path] if path in new else _copied(captured, node, memo))
         elif node.op == "get_attr":
             _place(root, str(node.target), copy.deepcopy(captured.constants[str(node.target)], memo))
-    module = fx.GraphModule(root, graph, captured.name).eval()
+    module = fx.GraphModule(root, graph, captured.name)
+    for part in module.modules():  # the user's modules keep their own flags
+        if part is module or type(part) is nn.Module:
+            part.training = False
     for path in captured.transient.intersection(name for name, _ in module.named_buffers()):
         owner, _, field = path.rpartition(".")
         module.get_submodule(owner)._non_persistent_buffers_set.add(field)

@@ -15,6 +15,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -61,20 +62,23 @@ def trace(
 
 def torch_class(module: nn.Module) -> type[nn.Module] | None:
     """The torch.nn class whose computation `module` has: its own, or one that it inherits and overrides nothing of."""
-    if "forward" in vars(module):
-        return None
     for index, cls in enumerate(type(module).__mro__):
         if cls.__module__.startswith("torch.nn.modules"):
-            behaviour = {name for base in cls.__mro__ for name in vars(base) if base is not object} - _NEUTRAL
-            mine = {name for sub in type(module).__mro__[:index] for name in vars(sub)}
-            return cls if not mine & behaviour else None
+            mine = {name for sub in type(module).__mro__[:index] for name in vars(sub)}.union(vars(module))
+            return cls if mine.isdisjoint(_behaviour(cls)) else None
     return None
+
+
+@cache
+def _behaviour(cls: type[nn.Module]) -> frozenset[str]:
+    """Names that decide what a torch.nn class computes."""
+    return frozenset(name for base in cls.__mro__ if base is not object for name in vars(base)) - _NEUTRAL
 
 
 _NEUTRAL = frozenset(
     "__annotate__ __annotate_func__ __annotations__ __annotations_cache__ __constants__ __deepcopy__ __dict__ __doc__ "
     "__firstlineno__ __getstate__ __init__ __module__ __orig_bases__ __parameters__ __qualname__ __repr__ __setstate__ "
-    "__static_attributes__ __weakref__ _load_from_state_dict _version extra_repr reset_parameters "
+    "__static_attributes__ __weakref__ _compiled_call_impl _load_from_state_dict _version extra_repr reset_parameters "
     "reset_running_stats".split()
 )
 
@@ -87,7 +91,9 @@ class _Proxy(fx.Proxy):
             raise TraceError(f"assigns to .{name} of a tensor")
         object.__setattr__(self, name, value)
 
-    def __getattr__(self, name: str) -> _Attribute:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getattr__(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if name == "_is_param":  # what `isinstance(x, nn.Parameter)` asks
+            raise AttributeError(name)
         return _Attribute(self, name)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
@@ -117,6 +123,14 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "
     setattr(_Proxy, f"__{_name}__", _inplace(getattr(operator, _name)))
 
 
+class _Tensor(_Proxy):
+    """A value that is a tensor, also to a forward that asks `isinstance(x, torch.Tensor)`."""
+
+    @property
+    def __class__(self) -> type[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Tensor
+
+
 class _Attribute(_Proxy):
     """`x.name`: a method if it is called, a `getattr` node if it is used."""
 
@@ -136,7 +150,7 @@ class _Attribute(_Proxy):
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
 
 
-class _Parameter(_Proxy):
+class _Parameter(_Tensor):
     """A parameter or buffer: an unknown value of known shape and dtype."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor) -> None:
@@ -161,7 +175,7 @@ class _Parameter(_Proxy):
         return self.shape.numel()
 
     def is_floating_point(self) -> bool:
-        return object.__getattribute__(self, "_tensor").is_floating_point()
+        return bool(object.__getattribute__(self, "_tensor").is_floating_point())
 
 
 class _Tensors(dict[str, Any]):
@@ -199,6 +213,7 @@ class _Tracer(fx.Tracer):
         self._made: dict[str, fx.Proxy] = {}
         self._names = {id(t): name for name, t in (*shell.named_buffers(), *shell.named_parameters())}
         self._kept: list[Tensor] = []
+        self._numbers: set[fx.Node] = set()
         self._signature = inspect.signature(shell.forward)
         for path, module in list(shell.named_modules()):
             self._prepare(module, path)
@@ -231,12 +246,21 @@ class _Tracer(fx.Tracer):
     # -- what torch.fx asks a tracer ---------------------------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        if not self._is_number(node):
+            return _Tensor(node, self)
+        self._numbers.add(node)
         return _Proxy(node, self)
 
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether the value is a shape, a size, or computed from sizes alone: then it is not a tensor."""
+        question = node.op == "call_method" and node.target in ("size", "dim", "numel")
+        attribute = node.target is getattr and node.args[1] in ("shape", "ndim")
+        return question or attribute or (bool(node.args) and self._numbers.issuperset(node.all_input_nodes or [node]))
+
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
-            return self.constant(a).node
-        return super().create_arg(a)
+        if isinstance(a, fx.Proxy):
+            return a.node
+        return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -304,7 +328,9 @@ class _Tracer(fx.Tracer):
         """One placeholder for each argument without a default: the others keep the default that the branches saw."""
         required: list[fx.Proxy] = []
         for name, parameter in self._signature.parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind == parameter.VAR_POSITIONAL:
+                raise TraceError(f"takes any number of arguments (*{name})")
+            if parameter.kind == parameter.VAR_KEYWORD:
                 continue
             if parameter.default is not parameter.empty:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,17 +21,29 @@ class Rule:
 
     kind: "affine": operand maps in, map out.  "layout": the input's shape in, `Layout` out.
     "shape": the input's shape in, the output's shape out; for operators that are neither.
-    parameters: names of the function's parameters; `shape` gets the first operand's shape, `owner` the node's name.
+    A parameter called `shape` gets the first operand's shape, one called `owner` the node's name.
     """
 
     kind: str
     targets: tuple[Target, ...]
     function: Callable[..., Any]
-    parameters: frozenset[str] = frozenset()
+    signature: inspect.Signature
 
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    def wants(self, parameter: str) -> bool:
+        """Whether the function has a parameter of this name."""
+        return parameter in self.signature.parameters
+
+    def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the function can be called like this."""
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -105,6 +117,6 @@ def shape_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
 
 def _declare(kind: str, targets: tuple[Target, ...]) -> Callable[[Callable[..., Any]], Rule]:
     def declare(function: Callable[..., Any]) -> Rule:
-        return Rule(kind, targets, function, frozenset(inspect.signature(function).parameters))
+        return Rule(kind, targets, function, inspect.signature(function))
 
     return declare
