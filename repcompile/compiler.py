@@ -30,6 +30,8 @@ class Compilation:
     """What each stage made.
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
+    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`; it started from what this
+    one made.
     """
 
     captured: Captured
@@ -38,12 +40,17 @@ class Compilation:
     module: fx.GraphModule
     rewritten: tuple[Rewritten, ...]
     rollbacks: tuple[Rollback, ...]
-    checks: tuple[Check, Check] | None
+    checks: tuple[Check, Check] | None = None
+    later: Compilation | None = None
 
     @property
     def report(self) -> Report:
         """What was fused, what was not, and why not."""
-        return report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
+        report = report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
+        if self.later is None:
+            return report
+        rest = self.later.report
+        return replace(report, fused=(*report.fused, *rest.fused), left=rest.left)
 
 
 def compile_model(
@@ -53,11 +60,16 @@ def compile_model(
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
-    first = _one_round(model, example_inputs, rules, cost or Roofline())
+    result = _rounds(model, example_inputs, rules, cost or Roofline())
+    return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
+
+
+def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
+    first = _one_round(model, example_inputs, rules, cost)
     if not (first.facts.truncated and first.rewritten):
         return first
-    again = compile_model(first.module, example_inputs, rules=rules, cost=cost)
-    return replace(first, module=again.module, rewritten=(*first.rewritten, *again.rewritten), checks=again.checks)
+    later = _rounds(first.module, example_inputs, rules, cost)
+    return replace(first, module=later.module, later=later)
 
 
 def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
@@ -66,8 +78,7 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, 
     facts = affine_facts(captured, rules, known)  # legality: no weight is read
     plan = choose(candidate_regions(captured, facts, known), cost)  # profit
     module, rewritten, rollbacks = rewrite(captured, facts, plan)  # values: folded once, in float64
-    checks = None if example_inputs is None else _checked(model, module, example_inputs)
-    return Compilation(captured, facts, plan, module, rewritten, rollbacks, checks)
+    return Compilation(captured, facts, plan, module, rewritten, rollbacks)
 
 
 def fuse(

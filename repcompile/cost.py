@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +24,13 @@ class Cost:
         return Cost(self.macs + other.macs, self.bytes + other.bytes, self.launches + other.launches)
 
 
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of what several operators cost."""
+    return sum(costs, Cost())
+
+
 class CostModel(Protocol):
-    """Anything that prices a `Cost`; the planner maximizes the price saved."""
+    """Anything that prices one operator's `Cost`; the planner maximizes the price saved, added over operators."""
 
     def __call__(self, cost: Cost) -> float:
         """The price, >= 0, in any unit."""
@@ -55,22 +61,22 @@ class Macs:
         return cost.macs + 1e-3 * cost.launches
 
 
-def cost_of_map(x: Map, channels: int, before: float, after: float) -> Cost:
-    """One operator that computes `x`.
+def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cost, ...]:
+    """The kernels that compute `x`: one, and one each for padding that differs from side to side and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     """
     if isinstance(x, Uniform):
-        return Cost() if x.is_identity else cost_of_elementwise(1, channels, after)
+        return () if x.is_identity else (cost_of_elementwise(1, channels, after),)
     if x.is_diagonal:
-        return cost_of_elementwise(1, x.c_out, after)
+        return (cost_of_elementwise(1, x.c_out, after),)
     moved = x.c_in * before + x.c_out * after + x.weights
-    cost = Cost(x.weights * after, ELEMENT * moved, 1)
+    kernels = [Cost(x.weights * after, ELEMENT * moved, 1)]
     if any(axis.lo != axis.hi or axis.lo < 0 for axis in x.axes):
-        cost += Cost(0, 2 * ELEMENT * x.c_in * before, 1)
+        kernels.append(cost_of_elementwise(1, x.c_in, before))
     if x.has_border:
-        cost += Cost(0, 2 * ELEMENT * x.c_out * after, 1)
-    return cost
+        kernels.append(cost_of_elementwise(1, x.c_out, after))
+    return tuple(kernels)
 
 
 def cost_of_elementwise(operands: int, channels: int, positions: float) -> Cost:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repcompile.cost import CostModel
+from repcompile.cost import CostModel, total
 from repcompile.regions import Region
 
 STATES = 256
@@ -51,8 +51,9 @@ class _Way:
 
 def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
     """The regions worth rewriting, without overlap."""
-    savings = {region: cost(region.before) - cost(region.after) for region in regions}
-    unit = RESOLUTION * max((cost(region.before) for region in regions), default=0.0) or 1.0
+    prices = {region: sum(map(cost, region.before)) for region in regions}
+    savings = {region: price - sum(map(cost, region.after)) for region, price in prices.items()}
+    unit = RESOLUTION * max(prices.values(), default=0.0) or 1.0
     paying = [region for region in regions if round(savings[region] / unit) > 0]
     refused = tuple(region for region in regions if round(savings[region] / unit) <= 0)
     chosen = _best(paying, {region: round(savings[region] / unit) for region in paying})
@@ -93,7 +94,7 @@ def _advanced(
 
 
 def _extended(way: _Way, region: Region, saving: int, place: int) -> _Way:
-    launches = region.before.launches - region.after.launches
+    launches = total(region.before).launches - total(region.after).launches
     return _Way(way.saving + saving, way.launches + launches, way.early - place, region, way)
 
 

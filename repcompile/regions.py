@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 
 from torch import fx
@@ -26,15 +27,15 @@ class Region:
     """sink = fact(source), by way of the interior.
 
     interior: between source and sink, in graph order.  dying: the interior nodes that nobody else reads.
-    before: cost of the dying nodes and the sink.  after: cost of the one operator.
+    before: what the kernels of the dying nodes and the sink cost.  after: what those of the one operator cost.
     """
 
     fact: Fact
     sink: fx.Node
     interior: tuple[fx.Node, ...]
     dying: tuple[fx.Node, ...]
-    before: Cost
-    after: Cost
+    before: tuple[Cost, ...]
+    after: tuple[Cost, ...]
 
     @property
     def source(self) -> fx.Node:
@@ -72,10 +73,10 @@ def _region(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _P
         return None
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
     dying = _dying(interior, sink)
-    costs = [pricing.of_node(node, fact) for node in (*dying, sink)]
-    if sum(cost.launches > 0 for cost in costs) < (1 if isinstance(fact.map, Uniform) else 2):
+    kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
+    if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return None
-    return Region(fact, sink, interior, dying, sum(costs, Cost()), pricing.of_region(fact, sink))
+    return Region(fact, sink, interior, dying, tuple(chain(*kernels)), pricing.of_region(fact, sink))
 
 
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:
@@ -103,18 +104,18 @@ class _Pricing:
     facts: Facts
     known: Mapping[fx.Node, tuple[int, ...]]
 
-    def of_region(self, fact: Fact, sink: fx.Node) -> Cost:
+    def of_region(self, fact: Fact, sink: fx.Node) -> tuple[Cost, ...]:
         before, after = self._positions(fact.source, fact), self._positions(sink, fact)
         return cost_of_map(fact.map, self._channels(sink), before, after)
 
-    def of_node(self, node: fx.Node, whole: Fact) -> Cost:
+    def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
         if self.facts.rules[node].kind == "layout":
-            return Cost()
+            return ()
         operands = [value for value in node.all_input_nodes if value is whole.source or value in self.facts.maps]
         after = self._positions(node, whole)
         if len(operands) > 1:
-            return cost_of_elementwise(len(operands), self._channels(node), after)
+            return (cost_of_elementwise(len(operands), self._channels(node), after),)
         step = self._about(node, operands[0])
         return cost_of_map(step.map, self._channels(node), self._positions(operands[0], whole), after)
 

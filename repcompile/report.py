@@ -13,6 +13,7 @@ from torch import fx
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
 from repcompile.plan import Plan
@@ -129,7 +130,7 @@ def _fused(item: Rewritten, facts: Facts) -> Fused:
     error = 0.0 if item.check is None else item.check.relative
     branches = branches_of(item.region, facts) or ()
     path = item.path or _path(item.region.sink)
-    return Fused(name_of(item.region, facts), path, branches, item.region.before.launches, error)
+    return Fused(name_of(item.region, facts), path, branches, total(item.region.before).launches, error)
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
@@ -140,7 +141,7 @@ def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
             continue
         done.add(region.sink)
         words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
-        factor = region.after.macs / region.before.macs
+        factor = total(region.after).macs / total(region.before).macs
         if factor > 1:
             yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
         else:
