@@ -98,6 +98,7 @@ class _Interpreter:
         self._shapes: dict[fx.Node, Shape | None] = {}
         self._sizes: dict[fx.Node, Size] = {}
         self._asked: dict[fx.Node, fx.Node] = {}  # `x.shape` node -> x
+        self._numbers: set[fx.Node] = set()  # whatever is computed from sizes, devices and dtypes: no tensors
         self._found: dict[fx.Node, Rule] = {}
         self._refusals: list[Refusal] = []
         self._truncated = False
@@ -107,11 +108,14 @@ class _Interpreter:
 
     def visit(self, node: fx.Node) -> None:
         """Facts and shape of one node, from those of its operands."""
-        if node.op == "output" or node in self._constants or self._visit_size(node):
+        if node.op == "output" or node in self._constants:
+            return
+        if self._visit_size(node):
+            self._numbers.add(node)
             return
         rule = self._rules.find(node, self._captured)
         operands = [operand for operand in node.all_input_nodes if operand not in self._constants]
-        values = [operand for operand in operands if operand not in self._sizes and operand not in self._asked]
+        values = [operand for operand in operands if operand not in self._numbers]
         if rule is None or not values:
             self._visit_unknown(node, values)
         elif rule.kind == "layout":
@@ -126,7 +130,7 @@ class _Interpreter:
     # -- sizes -------------------------------------------------------------------------------------------------------
 
     def _visit_size(self, node: fx.Node) -> bool:
-        """`x.shape`, `x.shape[i]`, `x.size(i)` and products of sizes.  True if `node` is one of them."""
+        """`x.shape`, `x.shape[i]`, `x.size(i)`, products of sizes.  True if `node` is one of them, or some number."""
         name = getattr(node.target, "__name__", node.target)
         if (name == "getattr" and node.args[1] == "shape") or (name == "size" and len(node.args) == 1):
             self._ask_shape(node)
@@ -137,7 +141,8 @@ class _Interpreter:
         elif name == "mul" and all(self._as_size(arg) is not None for arg in node.args):
             self._sizes[node] = self._as_size(node.args[0]) * self._as_size(node.args[1])  # type: ignore[operator]
         else:
-            return False
+            question = (name == "getattr" and node.args[1] in ("ndim", "device", "dtype")) or name in ("dim", "numel")
+            return question or (bool(node.all_input_nodes) and self._numbers.issuperset(node.all_input_nodes))
         return True
 
     def _ask_shape(self, node: fx.Node) -> None:
@@ -305,13 +310,13 @@ def at_home(fact: Fact) -> Fact:
     """The same fact with its map standing at `home`."""
     if fact.at == fact.home or isinstance(fact.map, Uniform):
         return replace(fact, at=fact.home)
-    n_axes = axes_before(fact.path[fact.home :], len(fact.map.axes))
+    n_axes = _axes_before(fact.path[fact.home :], len(fact.map.axes))
     if n_axes is None:
         return replace(fact, home=fact.at)
     return replace(fact, at=fact.home, map=fact.map.spread(n_axes))
 
 
-def axes_before(steps: Sequence[Step], n_axes: int) -> int | None:
+def _axes_before(steps: Sequence[Step], n_axes: int) -> int | None:
     """The number of axes behind the channels in front of `steps`, if there are `n_axes` behind them at the end."""
     return next((n for n in range(4) if _carried(n, steps) == n_axes), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.errors import VerificationError
-from repcompile.facts import Facts, Step, axes_before
+from repcompile.facts import Facts, Step
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.regions import Region
 from repcompile.values import Reader, Values
@@ -135,14 +136,12 @@ def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
     shape, fact = facts.shapes.get(region.source), region.fact
     if shape is None:
         return {}
-    channels = axes_before(fact.path[: fact.at], len(x.axes))
-    spatial = _wanted(x) if fact.at == 0 else []
-    others = 2 if fact.path else 1  # a rearrangement might mix up the batch
-    assigned: dict[str, int] = {}
-    for place, size in enumerate(reversed(shape)):  # counted from the last axis
-        needed = x.c_in if place == channels else spatial[-1 - place] if place < len(spatial) else others
-        if len(size.names) == 1 and size.number == 1:
-            assigned[size.names[0]] = max(assigned.get(size.names[0], 0), needed)
+    assigned = {name: 2 if fact.path else 1 for size in shape for name in size.names}  # rearranging may mix up batches
+    layout = fact.path[fact.at - 1].layout.shape if fact.at else shape  # as the map sees it
+    for size, needed in zip(layout[len(layout) - len(x.axes) - 1 :], (x.c_in, *_wanted(x)), strict=True):
+        if size.names:
+            rest = prod(assigned.get(name, 1) for name in size.names[1:]) * size.number
+            assigned[size.names[0]] = max(assigned.get(size.names[0], 1), -(-needed // rest))
     return assigned
 
 

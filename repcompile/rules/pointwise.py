@@ -104,6 +104,8 @@ def _map(result: Any) -> Map:
 
 def _fitting(operand: Operand, shape: Shape | None) -> Operand:
     """A constant without the leading axes of size 1 that broadcasting would drop, if the map's rank allows it."""
+    if not isinstance(operand, Operand):
+        raise Inexact(f"arithmetic with a {type(operand).__name__}")
     if not isinstance(operand, Constant) or shape is None or len(operand.shape) > len(shape):
         return operand
     wide = next((i for i, size in enumerate(operand.shape) if size != 1), len(operand.shape))
