@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from repcompile.errors import ModelError
+from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.tracing import KEPT, Changed, trace
 
@@ -43,7 +43,8 @@ def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captu
     """The graph of `model`.
 
     leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
-    Raises ModelError if `model` is not an nn.Module in eval mode, or cannot be copied or traced at its root.
+    Raises ModelError if `model` is not an nn.Module in eval mode or cannot be copied, Untraceable if its own forward
+    cannot be traced.
     """
     _require_eval(model)
     modules = dict(model.named_modules())
@@ -90,7 +91,7 @@ def _require_eval(model: nn.Module) -> None:
 
 
 def _smallest(paths: tuple[str, ...], opaque: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
-    """The first of `paths` that is not a leaf yet, going outwards.  Raises ModelError at the root."""
+    """The first of `paths` that is not a leaf yet, going outwards.  Raises Untraceable at the root."""
     for path in paths:
         while path and path in opaque:
             path = path.rpartition(".")[0]
@@ -98,7 +99,4 @@ def _smallest(paths: tuple[str, ...], opaque: Mapping[str, str], modules: Mappin
                 path = path.rpartition(".")[0]
         if path:
             return path
-    raise ModelError(
-        "the model's own forward changes tensors or attributes in a way that tracing cannot follow; "
-        "compile its submodules one by one"
-    )
+    raise Untraceable("its forward changes tensors or attributes in a way that tracing cannot follow")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import fx, nn
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
 from repcompile.cost import CostModel, Roofline
-from repcompile.errors import VerificationError
+from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute
 from repcompile.facts import Facts, affine_facts
+from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
 from repcompile.regions import candidate_regions
-from repcompile.report import Report, report_on
+from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.verify import Check, compare_outputs, verify
@@ -30,6 +32,7 @@ class Compilation:
     """What each stage made.
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
+    inner: compilations of modules inside those that stay Python, by path.
     later: the next round, where a chain of linear operators was longer than `facts.HORIZON`; it started from what this
     one made.
     """
@@ -37,20 +40,20 @@ class Compilation:
     captured: Captured
     facts: Facts
     plan: Plan
-    module: fx.GraphModule
+    module: nn.Module
     rewritten: tuple[Rewritten, ...]
     rollbacks: tuple[Rollback, ...]
     checks: tuple[Check, Check] | None = None
+    inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
     later: Compilation | None = None
 
     @property
     def report(self) -> Report:
         """What was fused, what was not, and why not."""
         report = report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
-        if self.later is None:
-            return report
-        rest = self.later.report
-        return replace(report, fused=(*report.fused, *rest.fused), left=rest.left)
+        for path, part in self.inner.items():
+            report = joined(report, part.report.under(path))
+        return report if self.later is None else joined(replace(report, left=()), self.later.report)
 
 
 def compile_model(
@@ -65,7 +68,10 @@ def compile_model(
 
 
 def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
-    first = _one_round(model, example_inputs, rules, cost)
+    try:
+        first = _one_round(model, example_inputs, rules, cost)
+    except Untraceable as reason:
+        return _around(model, str(reason), rules, cost)
     if not (first.facts.truncated and first.rewritten):
         return first
     later = _rounds(first.module, example_inputs, rules, cost)
@@ -77,14 +83,43 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, 
     known = _measured(captured, model, example_inputs)
     facts = affine_facts(captured, rules, known)  # legality: no weight is read
     plan = choose(candidate_regions(captured, facts, known), cost)  # profit
-    module, rewritten, rollbacks = rewrite(captured, facts, plan)  # values: folded once, in float64
-    return Compilation(captured, facts, plan, module, rewritten, rollbacks)
+    inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
+    parts = {path: part.module for path, part in inner.items()}
+    module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)  # values: folded once, in float64
+    return Compilation(captured, facts, plan, module, rewritten, rollbacks, inner=inner)
+
+
+def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> Compilation:
+    """A model whose own forward stays Python: a copy, with compiled children."""
+    captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
+    inner = _inside({"": model}, rules, cost)
+    module = copy.deepcopy(model)
+    for path, part in inner.items():
+        module.set_submodule(path, part.module)
+    return Compilation(captured, affine_facts(captured, rules), Plan(()), module, (), (), inner=inner)
+
+
+def _inside(modules: Mapping[str, nn.Module], rules: RuleSet, cost: CostModel) -> dict[str, Compilation]:
+    """Compilations of what modules that stay Python call, as far outside as possible."""
+    inner: dict[str, Compilation] = {}
+    for path, module in modules.items():
+        for name, child in exchangeable_children(module):
+            place = f"{path}.{name}".lstrip(".")
+            try:
+                part = _rounds(child, None, rules, cost)
+            except ModelError:  # in training mode, or not to be copied: as it is
+                continue
+            if part.report.fused:
+                inner[place] = part
+    return inner
 
 
 def fuse(
     model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
-) -> fx.GraphModule:
+) -> nn.Module:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
+
+    It is a `torch.fx.GraphModule`; a model whose own forward cannot be traced keeps its class, with children exchanged.
 
     model: in eval mode; it is not changed, and shares nothing with the result.
     example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared.

@@ -37,6 +37,10 @@ class Constants:
             self._values[node] = self._evaluated(node)
         return self._values[node]
 
+    def tensors(self, node: fx.Node) -> list[Tensor]:
+        """The parameters and buffers that a constant is computed from."""
+        return [self._captured.constants[str(leaf.target)] for leaf in _leaves(node)]
+
     def _derived(self, node: fx.Node) -> bool:
         pure = node.op in ("call_function", "call_method") and node.target not in RANDOM
         inputs = node.all_input_nodes
@@ -45,8 +49,7 @@ class Constants:
     def _evaluated(self, node: fx.Node) -> Constant:
         if node.op == "get_attr":
             return as_constant(self._captured.constants[str(node.target)])
-        leaves = _leaves(node)
-        tensors = [self._captured.constants[str(leaf.target)] for leaf in leaves]
+        leaves, tensors = _leaves(node), self.tensors(node)
 
         def evaluate(*values: Tensor) -> Any:
             return _run(node, dict(zip(leaves, values, strict=True)))

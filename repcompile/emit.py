@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repcompile.affine import Affine, Compose, Leaf, Spread, Sum
+from repcompile.affine import Affine
 from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.values import Values
@@ -40,7 +40,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
 
 
 def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
-    """The module in the dtype, on the device, and with the `requires_grad` of the weights that it was folded from.
+    """The module in the dtype, on the device, and with the `requires_grad` of the weights `like`.
 
     Raises Inexact if these do not agree, or if a value does not fit the dtype.
     """
@@ -61,28 +61,6 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
 def _all_finite(tensor: Tensor) -> bool:
     """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
     return bool(tensor.sum(dtype=torch.float64).isfinite())
-
-
-def weights_of(x: Affine) -> tuple[Tensor, ...]:
-    """The parameters and buffers that the values of `x` come from, each once."""
-    found: dict[int, Tensor] = {}
-    stack, visited = [x], set[int]()
-    while stack:
-        top = stack.pop()
-        if id(top) in visited:
-            continue
-        visited.add(id(top))
-        match top.parts:
-            case Leaf(kernel, bias, border):
-                constants = [constant for constant in (kernel, bias, border) if constant is not None]
-                found.update({id(tensor): tensor for constant in constants for tensor in constant.tensors})
-            case Compose(outer, inner):
-                stack += [outer, inner]
-            case Sum(left, right):
-                stack += [left, right]
-            case Spread(inner):
-                stack.append(inner)
-    return tuple(found.values())
 
 
 def _channel_affine(x: Affine, values: Values) -> nn.Module:

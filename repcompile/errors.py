@@ -18,6 +18,10 @@ class ModelError(RepcompileError):
     """The model cannot be compiled as it was given: not a module, in training mode, or not copyable."""
 
 
+class Untraceable(ModelError):
+    """The model's own forward cannot be traced; its submodules may be."""
+
+
 class RuleError(RepcompileError):
     """A rule is wrong: it raised, or what it claims is not what the operator computes."""
 

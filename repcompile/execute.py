@@ -18,6 +18,8 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 
     Raises ModelError if the number of inputs is not the number of arguments without a default.
     """
+    if not isinstance(inputs, tuple | list):
+        raise ModelError(f"example_inputs is a tuple of positional arguments, (x,); got {type(inputs).__name__}")
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     if len(inputs) != len(placeholders):
         raise ModelError(
@@ -39,7 +41,7 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     if node.op == "output":
-        return args[0]
+        return _plain(args[0])
     if node.op == "get_attr":
         return captured.constants[str(node.target)]
     if node.op == "call_module":
@@ -48,3 +50,12 @@ def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def _plain(value: Any) -> Any:
+    """torch.fx's immutable containers as the forward wrote them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if type(value) is tuple or isinstance(value, list):
+        return (tuple if isinstance(value, tuple) else list)(_plain(item) for item in value)
+    return value

@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.constants import Constants
-from repcompile.errors import Inexact, RuleError
+from repcompile.errors import Inexact, RepcompileError, RuleError
+from repcompile.interpret import with_tensors
 from repcompile.rules.ruleset import Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
+from repcompile.values import in_float64
 
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
@@ -67,6 +69,7 @@ class Facts:
 
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
+    constants: the nodes that depend on no input.  truncated: whether `HORIZON` cut something off.
     """
 
     maps: Mapping[fx.Node, tuple[Fact, ...]]
@@ -74,6 +77,7 @@ class Facts:
     shapes: Mapping[fx.Node, Shape | None]
     sizes: Mapping[fx.Node, Size]
     rules: Mapping[fx.Node, Rule]
+    constants: Constants
     truncated: bool
 
 
@@ -101,10 +105,12 @@ class _Interpreter:
         self._numbers: set[fx.Node] = set()  # whatever is computed from sizes, devices and dtypes: no tensors
         self._found: dict[fx.Node, Rule] = {}
         self._refusals: list[Refusal] = []
+        self._copies: dict[int, nn.Module] = {}
         self._truncated = False
 
     def result(self) -> Facts:
-        return Facts(self._facts, self._refusals, self._shapes, self._sizes, self._found, self._truncated)
+        known = (self._shapes, self._sizes, self._found, self._constants)
+        return Facts(self._facts, self._refusals, *known, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
         """Facts and shape of one node, from those of its operands."""
@@ -235,21 +241,36 @@ class _Interpreter:
 
     def _call(self, node: fx.Node, rule: Rule, maps: dict[fx.Node, Map]) -> Map:
         maps = {value: self._sized(value, x) for value, x in maps.items()}
-        args, kwargs = self._arguments(node)
+        args, kwargs = self._arguments(node, rule)
         if rule.wants("shape"):
             kwargs = {**kwargs, "shape": self._shapes.get(next(iter(maps)))}
         if not rule.accepts(args, kwargs):
             raise Inexact("it is called with arguments that its rule does not know")
-        result = rule(*self._resolved(args, maps), **self._resolved(kwargs, maps))
+        args, kwargs = self._resolved(args, maps), self._resolved(kwargs, maps)
+        try:
+            result = rule(*args, **kwargs)
+        except RepcompileError:
+            raise
+        except Exception as error:  # a rule of the user's
+            raise RuleError(f"rule {rule.name!r} failed on {_called(node)}: {type(error).__name__}: {error}") from error
         if not isinstance(result, Affine | Uniform):
-            raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {node.target}, not a map")
+            raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {_called(node)}, not a map")
         return result
 
-    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments(self, node: fx.Node, rule: Rule) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call as the rule is called: operands first, then the module if it is one."""
         kwargs = dict(node.kwargs)
         args = (*node.args, *(kwargs.pop(name) for name in ("input", "other") if name in kwargs))
-        return (*args, self._captured.module(node)) if node.op == "call_module" else args, kwargs
+        if node.op != "call_module":
+            return args, kwargs
+        module = self._captured.module(node)
+        return (*args, module if rule.late else self._exact(module)), kwargs
+
+    def _exact(self, module: nn.Module) -> nn.Module:
+        """A copy of the module with weights in float64."""
+        if id(module) not in self._copies:
+            self._copies[id(module)] = with_tensors(module, in_float64)
+        return self._copies[id(module)]
 
     def _sized(self, value: fx.Node, x: Map) -> Map:
         return replace(x, sizes=known_sizes(self._shapes.get(value))) if isinstance(x, Uniform) else x
@@ -280,6 +301,11 @@ class _Interpreter:
         if nearest is None or len(values) > 1 or nearest.source is not values[0]:
             return next((shape for shape in shapes if shape is not None), None)
         return _mapped_shape(nearest.map, shapes[0], values[0].name, node.name)
+
+
+def _called(node: fx.Node) -> str:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{name!r} in {node.meta.get('path') or 'the model'!r}"
 
 
 def _moved(fact: Fact, step: Step) -> Fact | None:

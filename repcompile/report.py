@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -63,6 +63,13 @@ class Report:
     left: tuple[Left, ...]
     checks: tuple[Check, Check] | None = None
 
+    def under(self, path: str) -> Report:
+        """The same report, with every path below `path`."""
+        fused = tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused)
+        return replace(
+            self, fused=fused, left=tuple(replace(i, path=f"{path}.{i.path}".rstrip(".")) for i in self.left)
+        )
+
     @property
     def idioms(self) -> Mapping[str, int]:
         """How many regions of each name."""
@@ -104,6 +111,11 @@ class Report:
             text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
             table.add_row(text, str(count), items[0].path)
         return table
+
+
+def joined(report: Report, more: Report) -> Report:
+    """What both say, about the model of the first."""
+    return replace(report, fused=(*report.fused, *more.fused), left=(*report.left, *more.left))
 
 
 def report_on(

@@ -7,14 +7,16 @@ in float64, checked against the nodes that it replaces, and rounded once. A regi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
-from repcompile.emit import cast, emit, weights_of
+from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Fact, Facts, Step, at_home
 from repcompile.fold import fold
@@ -47,9 +49,12 @@ class Rollback:
 
 
 def rewrite(
-    captured: Captured, facts: Facts, plan: Plan
+    captured: Captured, facts: Facts, plan: Plan, inner: Mapping[str, nn.Module] | None = None
 ) -> tuple[fx.GraphModule, tuple[Rewritten, ...], tuple[Rollback, ...]]:
-    """(module, rewritten regions, rolled-back regions).  Nothing of the user's is shared with the new module."""
+    """(module, rewritten regions, rolled-back regions).  Nothing of the user's is shared with the new module.
+
+    inner: what stands for modules inside those that stay Python, by path.
+    """
     emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
     rollbacks: list[Rollback] = []
     for region in plan.chosen:
@@ -60,7 +65,7 @@ def rewrite(
             rollbacks.append(Rollback(region, str(reason)))
     names = _names([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
-    return _assembled(captured, done), done, tuple(rollbacks)
+    return _assembled(captured, done, inner or {}), done, tuple(rollbacks)
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
@@ -76,13 +81,20 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
         raise Inexact(f"it could not be checked: {error}") from error
     if not check.passed:
         raise Inexact(f"differs by {check.error:.2e} at {check.place}, where rounding explains {check.bound:.2e}")
-    return cast(module, weights_of(x) or _any_weights(captured)), check
+    return cast(module, _weights(region, captured, facts)), check
 
 
-def _any_weights(captured: Captured) -> tuple[Tensor, ...]:
-    """For an operator without weights of its own: those of the model say in which dtype it runs."""
-    tensors = (t for module in captured.modules.values() for t in module.parameters())
-    return tuple(t.detach() for t in (*captured.constants.values(), *tensors) if t.is_floating_point())
+def _weights(region: Region, captured: Captured, facts: Facts) -> tuple[Tensor, ...]:
+    """The floating-point weights of the nodes that `region` replaces; all of the model's if these have none."""
+    modules = [captured.module(node) for node in region.nodes if node.op == "call_module"]
+    inputs = {operand for node in region.nodes for operand in node.all_input_nodes if operand in facts.constants}
+    named = [tensor for node in inputs for tensor in facts.constants.tensors(node)]
+    return _floating(modules, named) or _floating(captured.modules.values(), captured.constants.values())
+
+
+def _floating(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    owned = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -151,7 +163,7 @@ def _prefixes(path: str) -> list[str]:
 # -- assembly ----------------------------------------------------------------------------------------------------------
 
 
-def _assembled(captured: Captured, done: Sequence[Rewritten]) -> fx.GraphModule:
+def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]) -> fx.GraphModule:
     graph = _new_graph(captured, {item.region.sink: item for item in done})
     memo: dict[int, object] = {}
     root = nn.Module()
@@ -162,6 +174,8 @@ def _assembled(captured: Captured, done: Sequence[Rewritten]) -> fx.GraphModule:
             _place(root, path, new[path] if path in new else _copied(captured, node, memo))
         elif node.op == "get_attr":
             _place(root, str(node.target), copy.deepcopy(captured.constants[str(node.target)], memo))
+    for path, part in inner.items():
+        root.set_submodule(path, part)
     module = fx.GraphModule(root, graph, captured.name)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
@@ -180,8 +194,16 @@ def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Gr
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
         else:
-            values[node] = graph.node_copy(node, values.__getitem__)
+            values[node] = _same_node(graph, node, values)
     return graph
+
+
+def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """A copy of `node` that reads the new `values`, named afresh, so that names do not tell what was there."""
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    copied = graph.create_node(node.op, node.target, args, kwargs, type_expr=node.type)
+    copied.meta = dict(node.meta)
+    return copied
 
 
 def _needed(graph: fx.Graph, rewritten: dict[fx.Node, Rewritten]) -> list[fx.Node]:
@@ -217,8 +239,8 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
 
 def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
     for step in path:
-        operand = step.node.args[0]
-        value = graph.node_copy(step.node, lambda arg, o=operand, v=value: v if arg is o else values[arg])
+        (operand, *_) = step.node.all_input_nodes
+        value = _same_node(graph, step.node, ChainMap({operand: value}, values))
     return value
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.overrides import TorchFunctionMode
 
-from repcompile.errors import ModelError
+from repcompile.errors import ModelError, Untraceable
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 KEPT = "constant_"  # names of tensors that no module registers
@@ -227,8 +227,7 @@ class _Tracer(fx.Tracer):
             self.create_node("output", "output", (self.create_arg(result),), {})
         except Exception as error:  # the user's forward
             name = type(self.root).__name__
-            advice = "compile its submodules one by one"
-            raise ModelError(f"{name}.forward cannot be traced: {_reason(error)}; {advice}") from error
+            raise Untraceable(f"{name}.forward cannot be traced: {_reason(error)}") from error
 
     def constant(self, tensor: Tensor) -> fx.Proxy:
         """The proxy of a tensor that is not computed from the inputs."""
@@ -273,7 +272,7 @@ class _Tracer(fx.Tracer):
         hooked = any(vars(module).get(name) for name in HOOKS)
         leaf = path != "" and (path in self._opaque or hooked or self._is_leaf(module))
         if hooked and not leaf:
-            raise ModelError("hooks on the model itself would not survive; put it into a module of its own")
+            raise Untraceable("it has hooks, which see its inputs and outputs")
         if hooked:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
         forward = module.forward

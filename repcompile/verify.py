@@ -79,7 +79,7 @@ def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
     worst = int(difference.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
-    return Check(difference.flatten()[worst].item(), _largest(expected), bound, place)
+    return Check(difference.flatten()[worst].item(), _largest(expected[expected.isfinite()]), bound, place)
 
 
 def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
@@ -107,12 +107,16 @@ def compare_outputs(expected: Any, got: Any, tolerance: float = 1e-6) -> Check:
     got, other = pytree.tree_flatten(got)
     if structure != other:
         raise VerificationError(f"the model returns {structure}, the other one {other}")
-    checks = [
-        compare(b.double(), a.double(), tolerance * a.double().abs().max().item() if a.numel() else 0.0)
-        for a, b in zip(expected, got, strict=True)
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point()
-    ]
-    return max(checks, key=lambda check: check.relative, default=Check(0.0, 0.0, 0.0))
+    pairs = zip(expected, got, strict=True)
+    checks = [_compare_tensors(a, b, tolerance) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    return max(checks, key=lambda check: (not check.passed, check.relative), default=Check(0.0, 0.0, 0.0))
+
+
+def _compare_tensors(expected: Tensor, got: Tensor, tolerance: float) -> Check:
+    """Numbers up to rounding; integers and truth values exactly."""
+    exact = not (expected.is_floating_point() or expected.is_complex())
+    a, b = (torch.view_as_real(t).double() if t.is_complex() else t.double() for t in (expected, got))
+    return compare(b, a, 0.0 if exact else tolerance * _largest(a[a.isfinite()]))
 
 
 def _tolerance(model: nn.Module) -> float:

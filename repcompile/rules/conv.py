@@ -12,7 +12,7 @@ from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.values import Weight
 
 
-@affine_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@affine_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, late=True)
 def conv_module(x: Map, m: nn.Conv2d) -> Map:
     """The weight is read through the module, so that a parametrized one is evaluated."""
     return Affine.conv(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) @ x

@@ -9,13 +9,13 @@ from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.rules.ruleset import RuleSet, affine_rule
 
 
-@affine_rule(ChannelAffine)
+@affine_rule(ChannelAffine, late=True)
 def channel_affine(x: Map, m: ChannelAffine) -> Map:
     """y = weight x + bias"""
     return Affine.diagonal(m.weight.shape[0], m.weight.dim() - 1, m.weight, m.bias) @ x
 
 
-@affine_rule(BorderConv)
+@affine_rule(BorderConv, late=True)
 def border_conv(x: Map, m: BorderConv) -> Map:
     """y = conv(x) + border * 1~"""
     conv: Any = m.conv

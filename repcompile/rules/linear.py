@@ -10,7 +10,7 @@ from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.values import Weight
 
 
-@affine_rule(nn.Linear)
+@affine_rule(nn.Linear, late=True)
 def linear_module(x: Map, m: nn.Linear) -> Map:
     return Affine.linear(m.weight, m.bias) @ x
 

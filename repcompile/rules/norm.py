@@ -13,7 +13,7 @@ from repcompile.shapes import Shape
 from repcompile.values import Constant, Weight, computed
 
 
-@affine_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@affine_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, late=True)
 def batch_norm_module(x: Map, m: nn.BatchNorm2d, shape: Shape | None = None) -> Map:
     if m.running_mean is None or m.running_var is None:
         raise Inexact("batch norm without running statistics depends on the batch")

@@ -14,12 +14,12 @@ from repcompile.shapes import Shape
 from repcompile.values import filled
 
 
-@affine_rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+@affine_rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, late=True)
 def zero_pad_module(x: Map, m: nn.ZeroPad2d) -> Map:
     return _padded(x, tuple(m.padding), len(m.padding) // 2)
 
 
-@affine_rule(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@affine_rule(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, late=True)
 def constant_pad_module(x: Map, m: nn.ConstantPad2d) -> Map:
     _require_zero(m.value)
     return _padded(x, tuple(m.padding), len(m.padding) // 2)

@@ -58,7 +58,7 @@ def neg(x: Map) -> Map:
     return -x
 
 
-@affine_rule(nn.Identity)
+@affine_rule(nn.Identity, late=True)
 def identity(x: Map, module: nn.Module) -> Map:
     return x
 

@@ -16,7 +16,7 @@ from repcompile.values import filled
 Sizes = int | Sequence[int]
 
 
-@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True)
 def average_pool_module(x: Map, m: nn.AvgPool2d) -> Map:
     n_axes = next(n for n, cls in ((1, nn.AvgPool1d), (2, nn.AvgPool2d), (3, nn.AvgPool3d)) if isinstance(m, cls))
     divisor = getattr(m, "divisor_override", None)

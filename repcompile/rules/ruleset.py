@@ -21,6 +21,7 @@ class Rule:
 
     kind: "affine": operand maps in, map out.  "layout": the input's shape in, `Layout` out.
     "shape": the input's shape in, the output's shape out; for operators that are neither.
+    late: it hands the weights on as they are, and does no arithmetic with them.
     A parameter called `shape` gets the first operand's shape, one called `owner` the node's name.
     """
 
@@ -28,6 +29,7 @@ class Rule:
     targets: tuple[Target, ...]
     function: Callable[..., Any]
     signature: inspect.Signature
+    late: bool = False
 
     @property
     def name(self) -> str:
@@ -93,16 +95,18 @@ class RuleSet:
         return None if cls is None else next((self.table[base] for base in cls.__mro__ if base in self.table), None)
 
 
-def affine_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
+def affine_rule(*targets: Target, late: bool = False) -> Callable[[Callable[..., Any]], Rule]:
     """Declare what map an operator is.
 
     targets: module classes, functions, names of tensor methods.
+    late: a rule for modules that only hands weights to the constructors of `Affine` may ask for the module itself;
+    otherwise it gets a copy with weights in float64, so that the textbook formula does not round.
     The function gets an `Affine` (or `Uniform`) for every operand that depends on an input, a `Constant` for every
     tensor that does not, and everything else as it stands in the call; a module's rule gets `(x, module)`. It returns
     the map of the result, or raises `Inexact` with the reason. A parameter called `shape` receives what is known of the
     first operand's shape.
     """
-    return _declare("affine", targets)
+    return _declare("affine", targets, late)
 
 
 def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
@@ -115,8 +119,8 @@ def shape_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     return _declare("shape", targets)
 
 
-def _declare(kind: str, targets: tuple[Target, ...]) -> Callable[[Callable[..., Any]], Rule]:
+def _declare(kind: str, targets: tuple[Target, ...], late: bool = False) -> Callable[[Callable[..., Any]], Rule]:
     def declare(function: Callable[..., Any]) -> Rule:
-        return Rule(kind, targets, function, inspect.signature(function))
+        return Rule(kind, targets, function, inspect.signature(function), late)
 
     return declare

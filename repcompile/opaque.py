@@ -1,0 +1,57 @@
+"""Inside a module that stays Python: which of its children may be compiled on their own.
+
+A compiled child is another object than the one that the forward was written for, so only a child that is called, and
+never looked into, can be exchanged. The class's source says so: every `self.child` in it stands in front of a call.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def exchangeable_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, child) of the children that `module` only ever calls."""
+    looked_at = _looked_at(type(module))
+    if looked_at is None:
+        return
+    objects = [child for _, child in module.named_modules(remove_duplicate=False)]
+    for name, child in module.named_children():
+        once = sum(other is child for other in objects) == 1
+        if name not in looked_at and once:
+            yield name, child
+
+
+def _looked_at(cls: type[nn.Module]) -> set[str] | None:
+    """Attributes of `self` that the class uses other than by calling them; None if its source does not tell."""
+    names: set[str] = set()
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            return None
+        found = _uses(tree)
+        if found is None:
+            return None
+        names |= found
+    return names
+
+
+def _uses(tree: ast.AST) -> set[str] | None:
+    """Names after `self.` that are read without being called, None if `self` itself is passed around."""
+    parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Name) and node.id == "self"):
+            continue
+        attribute = parents[node]
+        if not isinstance(attribute, ast.Attribute):
+            return None
+        call = parents[attribute]
+        if isinstance(attribute.ctx, ast.Load) and not (isinstance(call, ast.Call) and call.func is attribute):
+            names.add(attribute.attr)
+    return names
