@@ -1,0 +1,100 @@
+"""What operators cost: laws of the prices, and the judgements that depend on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from repcompile import Macs, Roofline, compile_model
+from repcompile.affine import Affine, Uniform
+from repcompile.cost import ELEMENT, Cost, cost_of_elementwise, cost_of_map, total
+from repcompile.testing import randomize
+
+amounts = st.integers(0, 10**6)
+costs = st.builds(Cost, amounts, amounts, st.integers(0, 5))
+MODELS = (Roofline(), Macs())
+
+
+def conv(c_in: int, c_out: int, size: int, groups: int = 1, padding: int | list[tuple[int, int]] = 0) -> Affine:
+    return Affine.conv(torch.ones(c_out, c_in // groups, size, size), padding=padding, groups=groups)
+
+
+@given(a=costs, b=costs, c=costs)
+def test_costs_add(a: Cost, b: Cost, c: Cost) -> None:
+    assert (a + b) + c == a + (b + c) == total([c, b, a])
+    assert a + Cost() == a
+    assert total([]) == Cost()
+
+
+@pytest.mark.parametrize("price", MODELS)
+@given(a=costs, more=costs)
+def test_prices_are_not_negative_and_grow(price: Roofline | Macs, a: Cost, more: Cost) -> None:
+    assert 0 <= price(a) <= price(a + more)
+    assert price(a + Cost(launches=1)) > price(a)
+
+
+def test_a_roofline_is_bounded_by_arithmetic_or_by_memory() -> None:
+    price = Roofline(macs_per_second=100.0, bytes_per_second=10.0, launch=1.0)
+    assert price(Cost(200, 10, 0)) == 2.0
+    assert price(Cost(100, 30, 0)) == 3.0
+    assert price(Cost(100, 30, 2)) == 5.0
+
+
+def test_a_convolution_costs_its_weights_at_every_position() -> None:
+    (kernel,) = cost_of_map(conv(8, 16, 3, padding=1), 16, before=100, after=100)
+    assert kernel == Cost(8 * 16 * 9 * 100, ELEMENT * (8 * 100 + 16 * 100 + 8 * 16 * 9), 1)
+
+
+@given(groups=st.sampled_from([1, 2, 4, 8]), size=st.integers(1, 5))
+def test_groups_divide_the_arithmetic(groups: int, size: int) -> None:
+    dense, grouped = (cost_of_map(conv(8, 8, size, g), 8, 50, 40)[0] for g in (1, groups))
+    assert dense.macs == groups * grouped.macs or (groups == 8 and size == 1)
+
+
+def test_what_is_free() -> None:
+    assert cost_of_map(Uniform(), 8, 10, 10) == ()
+    assert cost_of_map(Uniform(2.0), 8, 10, 10) == (cost_of_elementwise(1, 8, 10),)
+    assert cost_of_map(Affine.diagonal(8, 2, None), 8, 10, 10) == (cost_of_elementwise(1, 8, 10),)
+
+
+def test_every_kernel_counts() -> None:
+    plain, uneven, crop = (cost_of_map(conv(8, 8, 3, padding=p), 8, 9, 9) for p in (1, [(1, 0), (1, 1)], -1))
+    assert [len(kernels) for kernels in (plain, uneven, crop)] == [1, 2, 2]
+    border = conv(8, 8, 3, padding=1) @ Affine.diagonal(8, 2, None, 1.0)
+    assert len(cost_of_map(border, 8, 9, 9)) == 2
+    assert plain[0] == uneven[0] == cost_of_map(border, 8, 9, 9)[0]
+
+
+def test_an_elementwise_kernel_reads_every_operand_and_writes_once() -> None:
+    assert cost_of_elementwise(2, 8, 10) == Cost(80, 3 * 80 * ELEMENT, 1)
+
+
+# -- legality is not profit --------------------------------------------------------------------------------------------
+
+
+def chosen(*layers: nn.Module, image: tuple[int, ...], cost: Roofline | Macs | None = None) -> int:
+    model = randomize(nn.Sequential(*layers)).eval()
+    x: Tensor = torch.randn(image)
+    return len(compile_model(model, (x,), cost=cost).plan.chosen)
+
+
+@pytest.mark.parametrize("cost", MODELS)
+def test_legal_and_too_dear(cost: Roofline | Macs) -> None:
+    bottleneck = nn.Conv2d(64, 2, 1), nn.Conv2d(2, 64, 1)
+    assert chosen(*bottleneck, image=(1, 64, 32, 32), cost=Macs()) == 0
+    separable = nn.Conv2d(64, 64, 7, padding=3, groups=64), nn.Conv2d(64, 64, 1)
+    assert chosen(*separable, image=(1, 64, 32, 32), cost=cost) == 0
+
+
+@pytest.mark.parametrize("cost", MODELS)
+def test_legal_and_cheaper(cost: Roofline | Macs) -> None:
+    assert chosen(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), image=(1, 8, 16, 16), cost=cost) == 1
+    assert chosen(nn.Conv2d(2, 64, 1), nn.Conv2d(64, 2, 1), image=(1, 2, 16, 16), cost=cost) == 1
+    assert chosen(nn.Linear(64, 64), nn.Linear(64, 64), image=(4, 64), cost=cost) == 1
+
+
+def test_a_bottleneck_on_a_large_image_stays_two_by_time_too() -> None:
+    assert chosen(nn.Conv2d(64, 2, 1), nn.Conv2d(2, 64, 1), image=(8, 64, 64, 64), cost=Roofline()) == 0

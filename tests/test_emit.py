@@ -1,0 +1,152 @@
+"""The module that is emitted computes the map, in the right dtype, on the right device, with the right gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from repcompile.affine import Affine
+from repcompile.emit import cast, emit
+from repcompile.errors import Inexact
+from repcompile.fold import apply, fold
+from repcompile.modules import BorderConv, ChannelAffine
+from tests.strategies import assert_equal, expressions, images_for, leaves, window
+
+
+def emitted(x: Affine) -> nn.Module:
+    return emit(x, fold(x))
+
+
+@given(data=st.data())
+def test_the_module_computes_the_map(data: st.DataObject) -> None:
+    x = data.draw(expressions())
+    module = emitted(x)
+    event(type(module).__name__)
+    image = data.draw(images_for(x))
+    with torch.no_grad():
+        assert_equal(module(image), apply(x, image))
+        assert_equal(module(image), apply(x, image))  # what it remembers is right too
+
+
+@given(data=st.data())
+def test_casting_keeps_the_function(data: st.DataObject) -> None:
+    x = data.draw(expressions())
+    module = cast(emitted(x), (torch.zeros((), dtype=torch.float64),))
+    image = data.draw(images_for(x))
+    with torch.no_grad():
+        assert_equal(module(image), apply(x, image))
+
+
+@given(data=st.data())
+def test_one_kernel_where_torch_has_one(data: st.DataObject) -> None:
+    x = data.draw(leaves())
+    assume(not x.has_border)
+    alike = all(axis.lo == axis.hi >= 0 for axis in x.axes)
+    expected = ChannelAffine if x.is_diagonal else nn.Linear if not x.axes else nn.modules.conv._ConvNd
+    assert isinstance(emitted(x), expected if alike else nn.Sequential)
+
+
+def test_a_border_term_without_padding_meets_another_padding_mode() -> None:
+    """A shift, zero padding, and a crop of all of it: a map that reads nothing outside and still has a border term."""
+    shift = Affine.diagonal(2, 1, None, torch.tensor([1.0, 2.0]))
+    inside = window(2, [(-1, -1)]) @ (window(2, [(1, 1)]) @ shift)
+    assert inside.has_border
+    ones = torch.ones(2, 2, 3, dtype=torch.float64)
+    for pads in ([(1, 1)], [(2, 1)]):
+        x = Affine.conv(ones, None, padding=pads, mode="replicate") @ inside
+        image = torch.arange(10.0).double().reshape(1, 2, 5)
+        with torch.no_grad():
+            assert_equal(emitted(x)(image), apply(x, image))
+
+
+def test_grouped_maps_without_axes_become_one_dense_layer() -> None:
+    x = Affine.conv(torch.ones(4, 2), groups=2)
+    module = emitted(x)
+    assert isinstance(module, nn.Linear)
+    assert_equal(module.weight.data, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).double())
+
+
+def test_a_border_of_zeros_is_none() -> None:
+    x = Affine.conv(torch.ones(2, 2, 3), padding=1) @ Affine.diagonal(2, 1, None, torch.zeros(2))
+    assert x.has_border
+    assert isinstance(emitted(x), nn.Conv1d)
+
+
+# -- cast --------------------------------------------------------------------------------------------------------------
+
+
+def border_conv() -> nn.Module:
+    return emitted(Affine.conv(torch.ones(2, 2, 3), padding=1) @ Affine.diagonal(2, 1, None, torch.ones(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("learns", [True, False])
+def test_parameters_take_the_dtype_and_the_requires_grad_of_the_weights(dtype: torch.dtype, learns: bool) -> None:
+    module = cast(border_conv(), (torch.zeros(1, dtype=dtype, requires_grad=learns), torch.zeros(1, dtype=dtype)))
+    assert {p.dtype for p in module.parameters()} == {dtype}
+    assert {p.requires_grad for p in module.parameters()} == {learns}
+    assert not any(part.training for part in module.modules())
+    assert len(list(module.parameters())) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_parameters_move_to_the_device_of_the_weights() -> None:
+    weight = torch.ones(2, 2, 3, device="cuda")
+    x = Affine.conv(weight, padding=1) @ Affine.diagonal(2, 1, None, 1.0) + Affine.identity(2, 1)
+    module = cast(emitted(x), (weight,))
+    assert {p.device.type for p in module.parameters()} == {"cuda"}
+
+
+def test_weights_are_rounded_once() -> None:
+    third = torch.tensor([[1.0]], dtype=torch.float64) / 3
+    module = cast(emit(Affine.linear(third, third[0]), fold(Affine.linear(third, third[0]))), (torch.zeros(1),))
+    assert {p.item() for p in module.parameters()} == {third.float().item()}
+
+
+def test_the_parameters_are_its_own() -> None:
+    weight = torch.ones(2, 2, dtype=torch.float64)
+    x = Affine.linear(weight, torch.ones(2, dtype=torch.float64))
+    module = cast(emitted(x), (weight,))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert_equal(weight, torch.ones(2, 2).double())
+
+
+@pytest.mark.parametrize(
+    "like",
+    [(torch.zeros(1), torch.zeros(1).half()), (torch.zeros(1), torch.zeros(1, device="meta"))],
+    ids=["dtypes", "devices"],
+)
+def test_weights_that_disagree_are_refused(like: tuple[Tensor, ...]) -> None:
+    with pytest.raises(Inexact, match="its weights have 2 dtypes or devices"):
+        cast(border_conv(), like)
+
+
+def test_values_that_overflow_are_refused() -> None:
+    for weight, bias in ((70000.0, 0.0), (1.0, -70000.0)):
+        x = Affine.linear(torch.tensor([[weight]]), torch.tensor([bias]))
+        with pytest.raises(Inexact, match=r"folded values do not fit torch\.float16"):
+            cast(emitted(x), (torch.zeros(1).half(),))
+        cast(emitted(x), (torch.zeros(1).bfloat16(),))
+
+
+def test_large_values_whose_sum_does_not_fit_are_fine() -> None:
+    x = Affine.linear(torch.full((4, 4), 60000.0))
+    module = cast(emitted(x), (torch.zeros(1).half(),))
+    assert isinstance(module, nn.Linear)
+    assert module.weight.isfinite().all()
+
+
+def test_an_infinity_that_was_there_before_stays() -> None:
+    x = Affine.linear(torch.tensor([[float("inf"), float("nan")]]))
+    module = cast(emitted(x), (torch.zeros(1).half(),))
+    assert isinstance(module, nn.Linear)
+    assert module.weight.isinf().tolist() == [[True, False]]
+
+
+def test_a_border_conv_is_emitted_where_a_shift_met_padding() -> None:
+    assert isinstance(border_conv(), BorderConv)

@@ -1,0 +1,410 @@
+"""Writes to tensors that others read."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repcompile import fuse
+from repcompile.capture import capture
+from tests.test_hostile import Net, Undecided, check, conv, copied, image, images, made, norm, parts, refusal, run_by
+
+
+def _alias_after_sum(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = y
+    y += m.norm(y)
+    return m.conv(z) + y
+
+
+def _alias_after_power(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(x)
+    a = m.conv(y)
+    y **= 2
+    return m.norm(a) + y
+
+
+def _alias_after_remainder(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(x)
+    z, a = y, m.conv(y)
+    y %= 0.5
+    return m.norm(a) + z
+
+
+def _alias_after_floor(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = y
+    y //= 0.25
+    return m.norm(z)
+
+
+def _product_of_matrices(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = y
+    y @= torch.eye(x.shape[-1], dtype=x.dtype) * 2.0
+    return m.norm(z)
+
+
+def _relu_of_a_skip(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(F.relu(y, inplace=True)) + y
+
+
+def _relu_method_of_a_skip(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.norm(y)
+    y.relu_()
+    return z + y
+
+
+def _relu_positional(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    F.relu(y, True)
+    return m.norm(y)
+
+
+def _leaky_positional(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    F.leaky_relu(y, 0.2, True)
+    return m.norm(y)
+
+
+def _rrelu_positional(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    a = m.conv2(y)
+    F.rrelu(y, 0.1, 0.3, False, True)
+    return m.norm(a) + y
+
+
+def _view_of_the_old_value(m: Any, x: Tensor) -> Any:
+    y = m.conv(x)
+    view = y.flatten(1)
+    y += 1.0
+    return view.sum(1), m.norm(y)
+
+
+def _write_to_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y.view(y.shape[0], -1).mul_(2.0)
+    return m.norm(y)
+
+
+def _write_to_a_chunk(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    a, b = y.chunk(2, 1)
+    a += b
+    return m.norm(y)
+
+
+def _write_to_a_slice(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, 1:3].mul_(0.5)
+    return m.norm(y)
+
+
+def _setitem(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, 0] = 0.0
+    return m.norm(y)
+
+
+def _slice_sum(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y[:, :2] += y[:, 2:]
+    return m.norm(y)
+
+
+def _out(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    torch.add(y, 1.0, out=y)
+    return m.norm(y)
+
+
+def _copy(m: Any, x: Tensor) -> Tensor:
+    y, z = m.conv(x), m.norm(x)
+    y.copy_(z)
+    return m.norm(y)
+
+
+def _masked(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.norm(y)
+    y.masked_fill_(y < 0, 0.5)
+    return z + y
+
+
+def _relu_behind_dropout(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(m.drop(y)) + y
+
+
+def _relu_behind_identity(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(m.identity(y)) + m.norm(y)
+
+
+def _relu_behind_contiguous(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y.contiguous()) + m.norm(y)
+
+
+def _relu_behind_to(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y.to(torch.float64)) + m.norm(y)
+
+
+def _relu_behind_expand(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y.reshape(y.shape)) + m.norm(y)
+
+
+def _negated_twice(m: Any, x: Tensor) -> Tensor:
+    return m.relu(torch.neg(torch.neg(x))) + x
+
+
+def _times_one(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = y * 1.0
+    z += 1.0
+    return m.norm(y) + z
+
+
+def _three_times(m: Any, x: Tensor) -> Tensor:
+    return m.relu(m.conv(m.relu(m.norm(m.relu(m.conv2(x))))))
+
+
+def _sum_in_a_list(m: Any, x: Tensor) -> list[Tensor]:
+    features = [m.conv(x)]
+    y = features[0]
+    y += 1.0
+    features.append(m.norm(y))
+    return features
+
+
+def _read_of_the_source_moves(m: Any, x: Tensor) -> Tensor:
+    """The region conv -> norm reads y; between its two operators y is overwritten."""
+    y = torch.tanh(x)
+    a = m.conv(y)
+    y.mul_(0.0)
+    return m.norm(a) + y
+
+
+def _threshold(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.norm(y)
+    F.threshold(y, 0.1, 20.0, True)
+    return z + y
+
+
+FUNCTIONS: list[Callable[..., Any]] = [
+    *(_alias_after_sum, _alias_after_power, _alias_after_remainder, _alias_after_floor, _product_of_matrices),
+    *(_relu_of_a_skip, _relu_method_of_a_skip, _relu_positional, _leaky_positional, _rrelu_positional, _threshold),
+    *(
+        _view_of_the_old_value,
+        _write_to_a_view,
+        _write_to_a_chunk,
+        _write_to_a_slice,
+        _setitem,
+        _slice_sum,
+        _out,
+        _copy,
+    ),
+    *(_masked, _relu_behind_dropout, _relu_behind_identity, _relu_behind_contiguous, _relu_behind_to),
+    *(_relu_behind_expand, _negated_twice, _times_one, _three_times, _sum_in_a_list, _read_of_the_source_moves),
+]
+
+
+def _build(function: Callable[..., Any]) -> nn.Module:
+    more = {"relu": nn.ReLU(inplace=True), "drop": nn.Dropout(), "identity": nn.Identity(), "conv2": conv()}
+    return Net(function, **parts(**more))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__.strip("_"))
+def test_a_write_in_a_child_is_seen_by_whoever_saw_it(function: Callable[..., Any]) -> None:
+    model = made(lambda: Net(lambda m, x: m.child(m.norm(m.conv(x))), child=_build(function), **parts()))
+    fused = check(model, *images())
+    assert sum(name == "norm" for name in run_by(fused)) == 0, "what is around the child is fused"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__.strip("_"))
+def test_a_write_at_the_root_is_seen_or_refused(function: Callable[..., Any]) -> None:
+    reason = refusal(made(lambda: _build(function)), *images())
+    assert not reason or "cannot" in reason
+
+
+PROVABLE = [_alias_after_sum, _relu_of_a_skip, _relu_method_of_a_skip, _relu_positional, _three_times, _times_one]
+
+
+@pytest.mark.parametrize("function", PROVABLE, ids=lambda function: function.__name__.strip("_"))
+def test_a_write_that_is_provably_harmless_does_not_stop_fusing(function: Callable[..., Any]) -> None:
+    captured = capture(made(lambda: _build(function)))
+    assert not captured.opaque
+
+
+def test_model_that_starts_in_place_writes_to_its_input_or_is_left() -> None:
+    """nn.ReLU(inplace=True) in front: the model runs, so it must compile; the write to the input is part of it."""
+    check(made(lambda: nn.Sequential(nn.ReLU(inplace=True), conv(), norm())), *images())
+
+
+def test_block_that_starts_in_place_while_its_parent_still_reads() -> None:
+    block = nn.Sequential(nn.ReLU(inplace=True), conv(), norm())
+    check(made(lambda: Net(lambda m, x: m.block(y := m.conv(x)) + m.norm(y), block=block, **parts())), *images())
+    block = nn.Sequential(nn.ReLU(inplace=True), conv(), norm())
+    check(made(lambda: Net(lambda m, x: m.block(x) + x, block=block)), *images())
+
+
+# -- opaque modules ----------------------------------------------------------------------------------------------------
+
+
+class Doubling(nn.Module):
+    """Doubles its input in place, behind a branch that tracing cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.detach().abs().sum()) >= 0.0:
+            x.mul_(2.0)
+        return x
+
+
+class Flagged(Doubling):
+    """Has an attribute `inplace`, as activations do, but returns something new."""
+
+    inplace = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1.0
+
+
+class FlaggedInVain(Undecided):
+    inplace = True
+
+
+class Passing(nn.ReLU):
+    """Called an activation; returns its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input if float(input.detach().abs().sum()) >= 0.0 else input * 2.0
+
+
+def _opaque_then_skip(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.opaque(y)
+    return m.norm(y) + z
+
+
+def _opaque_between(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    a = m.conv2(y)
+    m.opaque(y)
+    return m.norm(a) + y
+
+
+def _opaque_then_sum(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.opaque(y)
+    z += 1.0
+    return m.norm(y) + z
+
+
+def _opaque_on_a_clone(m: Any, x: Tensor) -> Tensor:
+    return m.opaque(x.clone() * 1.0) + x
+
+
+def _opaque_on_negated_twice(m: Any, x: Tensor) -> Tensor:
+    return m.opaque(torch.neg(torch.neg(x))) + x
+
+
+def _opaque_on_plus_zero(m: Any, x: Tensor) -> Tensor:
+    return m.opaque((x + 1.0) - 1.0) + m.norm(x)
+
+
+def _opaque_on_the_skip(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.opaque(y + m.norm(y) * 0.0) + y
+
+
+READERS: list[Callable[..., Any]] = [
+    *(_opaque_then_skip, _opaque_between, _opaque_then_sum, _opaque_on_a_clone, _opaque_on_negated_twice),
+    *(_opaque_on_plus_zero, _opaque_on_the_skip),
+]
+
+
+@pytest.mark.parametrize("opaque", [Doubling, Flagged, FlaggedInVain, Passing])
+@pytest.mark.parametrize("function", READERS, ids=lambda function: function.__name__.strip("_"))
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_opaque_module_that_may_write(opaque: type[nn.Module], function: Callable[..., Any], nested: bool) -> None:
+    model = made(lambda: Net(function, opaque=opaque(), conv2=conv(), **parts()))
+    reason = refusal(nn.Sequential(model).eval() if nested else model, *images())
+    assert not reason or (not nested and "cannot follow" in reason), reason
+
+
+def test_an_opaque_module_writes_to_the_example_input_of_nobody() -> None:
+    model = made(lambda: Net(lambda m, x: m.norm(m.conv(m.opaque(x))), opaque=Doubling(), **parts()))
+    (x,) = images()[0]
+    mine = x.clone()
+    fuse(model, (mine,))
+    assert torch.equal(mine, x), "fusing wrote to the example input"
+    check(model, *images())
+
+
+@pytest.mark.parametrize("pre", [False, True])
+def test_hook_on_an_activation_in_place(pre: bool) -> None:
+    """A hook that returns something else: the write and the result are two tensors."""
+    model = made(lambda: _build(_three_times))
+    skip = made(lambda: Net(_opaque_then_skip, opaque=nn.ReLU(inplace=True), **parts()))
+    for module in (model.relu, skip.opaque):
+        if pre:
+            module.register_forward_pre_hook(lambda module, args: (args[0] * 2.0,))  # type: ignore[union-attr]
+        else:
+            module.register_forward_hook(lambda module, args, output: output * 2.0)  # type: ignore[union-attr]
+    check(nn.Sequential(model).eval(), *images())
+    check(nn.Sequential(skip).eval(), *images())
+
+
+def test_identity_that_vanishes_does_not_hand_out_the_input() -> None:
+    """-(-x) is x, but not the same tensor: a user may write to the output."""
+    model = made(lambda: Net(lambda m, x: torch.neg(torch.neg(x)), conv=conv()))
+    fused, x = fuse(model), image(1, 4, 3, 3)
+    y = x.clone()
+    assert (fused(y).data_ptr() == y.data_ptr()) == (model(y).data_ptr() == y.data_ptr())
+
+
+def test_fused_model_does_not_write_to_its_input() -> None:
+    model = made(lambda: nn.Sequential(conv(), norm(), nn.ReLU(inplace=True), nn.Dropout(inplace=True), norm()))
+    (x,) = images()[0]
+    mine = copied(x)
+    fuse(model)(mine)
+    assert torch.equal(mine, x)
+
+
+@pytest.mark.parametrize("name", ["iadd", "isub", "imul", "ifloordiv", "ipow", "imod"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_augmented_assignment_to_a_size_is_not_in_place(name: str, nested: bool) -> None:
+    """A size is a number: who knew it by another name still sees the old one."""
+    function = getattr(operator, name)
+
+    def sized(m: Any, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        other = function(height, 2)
+        return m.norm(m.conv(x)).reshape(x.shape[0], -1, height) + other
+
+    model = made(lambda: Net(sized, **parts()))
+    check(nn.Sequential(model).eval() if nested else model, *images())
+
+
+@pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"])
+def test_every_augmented_assignment_writes(name: str) -> None:
+    function = getattr(operator, name)
+
+    def assigned(m: Any, x: Tensor) -> Tensor:
+        y = m.act(x)
+        a = m.conv(y)
+        function(y, 0.5)
+        return m.norm(a) + y
+
+    check(nn.Sequential(made(lambda: Net(assigned, act=nn.Sigmoid(), **parts()))).eval(), *images())

@@ -1,0 +1,251 @@
+"""The new module: what it shares with the model (nothing), what it is called, its dtypes, and how long chains end."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repcompile import compile_model, explain, fuse
+from tests.test_hostile import (
+    Net,
+    Undecided,
+    assert_close,
+    assert_same_call,
+    bottleneck,
+    check,
+    conv,
+    gain,
+    image,
+    images,
+    made,
+    norm,
+    parts,
+    repmixer,
+    run_by,
+    twin,
+)
+
+
+def storages(model: nn.Module) -> set[int]:
+    tensors = (*model.parameters(), *model.buffers())
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+
+
+@pytest.mark.parametrize(
+    "build", [bottleneck, repmixer, twin, lambda: nn.Sequential(Undecided(), conv(), nn.LayerNorm(6))]
+)
+def test_nothing_is_shared_with_the_model(build: Any) -> None:
+    model = made(build)
+    fused = fuse(model)
+    assert not storages(model) & storages(fused)
+    assert not set(map(id, model.modules())) & set(map(id, fused.modules()))
+    x = images()[0]
+    expected = model(*x)
+    with torch.no_grad():
+        for tensor in (*fused.parameters(), *fused.buffers()):
+            tensor.zero_()
+    assert torch.equal(model(*x), expected)
+
+
+def test_training_the_model_later_does_not_reach_the_fused_one() -> None:
+    model = made(lambda: nn.Sequential(conv(), norm(), nn.ReLU(), nn.LayerNorm(6)))
+    fused = fuse(model)
+    expected = fused(*images()[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(fused(*images()[0]), expected)
+
+
+def test_tied_parameters_that_stay_stay_tied() -> None:
+    def build() -> nn.Module:
+        first, second = nn.LayerNorm(6), nn.LayerNorm(6)
+        second.weight = first.weight
+        return nn.Sequential(conv(), norm(), first, nn.ReLU(), second)
+
+    model = made(build)
+    fused = check(model, images()[0])
+    norms = [module for module in fused.modules() if isinstance(module, nn.LayerNorm)]
+    assert norms[0].weight is norms[1].weight
+
+
+def test_names_are_those_of_the_places() -> None:
+    model = made(
+        lambda: nn.Sequential(nn.Sequential(conv(), norm()), nn.ReLU(), nn.ModuleDict({"a": conv()})["a"], norm())
+    )
+    fused = check(model, *images(), operators=3)
+    assert sorted(fused.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+def test_one_module_at_two_sites_is_folded_at_each() -> None:
+    def twice(m: Any, x: Tensor) -> Tensor:
+        return torch.relu(m.norm1(m.conv(x))) + torch.tanh(m.norm2(m.conv(x * x)))
+
+    fused = check(made(lambda: Net(twice, conv=conv(), norm1=norm(), norm2=norm())), *images())
+    assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == 2
+
+
+def test_a_module_that_is_folded_here_and_stays_there() -> None:
+    def both(m: Any, x: Tensor) -> Tensor:
+        return torch.relu(m.conv(x)) + m.norm(m.conv(torch.relu(x)))
+
+    check(made(lambda: Net(both, **parts())), *images(), operators=5)
+
+
+# -- dtypes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_weights_keep_their_dtype(dtype: torch.dtype, tolerance: float) -> None:
+    model = made(lambda: nn.Sequential(norm(), conv(), norm(), nn.ReLU(), conv(groups=4), norm())).to(dtype)
+    fused, x = fuse(model), image(2, 4, 9, 8).to(dtype)
+    assert {parameter.dtype for parameter in fused.parameters()} == {dtype}
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        assert_close(fused(x).double(), exact, tolerance)
+
+
+def test_norm_in_float32_behind_conv_in_bfloat16() -> None:
+    model = made(lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm())).float()
+    for index in (0, 3):
+        model[index].bfloat16()  # type: ignore[index, operator]
+    x = image(1, 4, 7, 6).bfloat16()
+    fused = fuse(model)
+    assert fused(x).dtype == model(x).dtype
+    assert_close(fused(x).double(), model(x).double(), 0.05)
+
+
+def test_double_norm_behind_a_cast() -> None:
+    def cast(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.conv(x).double())
+
+    model = made(lambda: Net(cast, **parts()))
+    model.conv.float()  # type: ignore[union-attr, operator]
+    assert_same_call(model, fuse(model), (image(1, 4, 6, 6).float(),))
+
+
+def test_values_that_do_not_fit_are_left_as_they_are() -> None:
+    model = made(lambda: nn.Sequential(conv(), norm())).half()
+    with torch.no_grad():
+        model[1].running_var.fill_(1e-7)  # type: ignore[index, union-attr]
+        model[1].eps = 0.0  # type: ignore[index]
+        model[1].weight.fill_(6e4)  # type: ignore[index, union-attr]
+        model[0].weight.mul_(1e-3)  # type: ignore[index, union-attr, operator]
+    compilation = compile_model(model)
+    assert "fit" in compilation.rollbacks[0].reason
+    assert len(run_by(compilation.module)) == 2
+
+
+def test_weights_that_do_not_learn_make_weights_that_do_not() -> None:
+    fused = fuse(made(lambda: nn.Sequential(conv(), norm()).requires_grad_(False)))
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    fused = fuse(made(lambda: nn.Sequential(conv(), norm())))
+    assert all(parameter.requires_grad for parameter in fused.parameters())
+
+
+def test_a_model_with_nan_or_zero_variance() -> None:
+    model = made(lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm()))
+    with torch.no_grad():
+        model[1].running_var.zero_()  # type: ignore[index, union-attr]
+    check(model, *images(), operators=3)
+    with torch.no_grad():
+        model[0].weight[0] = float("nan")  # type: ignore[index, union-attr, operator]
+    fused, (x,) = fuse(model), images()[0]
+    assert torch.equal(fused(x).isnan(), model(x).isnan())
+
+
+# -- long chains -------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_network() -> None:
+    def build() -> nn.Module:
+        blocks = (nn.Sequential(conv(), norm(), nn.ReLU()) for _ in range(500))
+        return nn.Sequential(*blocks)
+
+    check(made(build), (image(1, 4, 3, 3),), operators=1000, examples=(False,))
+
+
+def _stable_1x1() -> nn.Module:
+    layer = conv(size=1)
+    nn.init.orthogonal_(layer.weight)
+    return layer
+
+
+@pytest.mark.parametrize("count", [23, 24, 25, 26, 100, 300])
+@pytest.mark.parametrize("kind", ["pointwise", "scales", "norms"])
+def test_a_chain_longer_than_the_horizon(count: int, kind: str) -> None:
+    """Right, one operator, and a second fuse finds nothing."""
+
+    def scaled(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        for _ in range(count):
+            y = y * 1.01 + m.shift
+        return y
+
+    def build() -> nn.Module:
+        if kind == "scales":
+            return Net(scaled, conv=conv(), shift=gain(4, 1, 1))
+        return nn.Sequential(conv(), *(_stable_1x1() if kind == "pointwise" else norm() for _ in range(count)))
+
+    model = made(build)
+    fused = check(model, *images(), examples=(False,))
+    assert len(run_by(fused)) == 1
+    assert explain(fused).fused == ()
+
+
+def test_a_chain_of_residuals_longer_than_the_horizon() -> None:
+    def residual(m: Any, x: Tensor) -> Tensor:
+        for layer in m.layers:
+            x = x + layer(x) * 0.1
+        return x
+
+    model = made(lambda: Net(residual, layers=nn.ModuleList(_stable_1x1() for _ in range(40))))
+    fused = check(model, *images(), examples=(False,))
+    assert explain(fused).fused == ()
+
+
+# -- what users do next ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [bottleneck, repmixer, lambda: nn.Sequential(norm(), conv(), Undecided())])
+def test_the_fused_model_can_be_copied_and_stored(build: Any) -> None:
+    model = made(build)
+    fused = fuse(model)
+    assert_same_call(model, copy.deepcopy(fused), images()[1])
+    again = fuse(model)
+    again.load_state_dict(fused.state_dict())
+    if build is not bottleneck:
+        return
+    assert_same_call(fused, again, images()[0])
+
+
+def test_the_fused_model_can_be_pickled() -> None:
+    model = made(lambda: nn.Sequential(norm(), conv(), norm(), nn.ReLU(inplace=True), conv(stride=2)))
+    assert_same_call(model, pickle.loads(pickle.dumps(fuse(model))), images()[0])
+
+
+def test_gradients_flow() -> None:
+    model = made(lambda: nn.Sequential(norm(), conv(), norm(), nn.ReLU(inplace=True), conv(), norm()))
+    fused = fuse(model)
+    (x,) = images()[0]
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    model(a).square().sum().backward()
+    fused(b).square().sum().backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    assert_close(b.grad, a.grad)
+    assert all(parameter.grad is not None for parameter in fused.parameters())
+
+
+def test_channels_last_input() -> None:
+    model = made(lambda: Net(lambda m, x: m.norm(m.conv(x)).flatten(2), **parts()))
+    check(model, (image(2, 4, 7, 6).to(memory_format=torch.channels_last),))
+
+
+def test_expanded_input() -> None:
+    check(made(lambda: nn.Sequential(norm(), conv(), nn.ReLU(inplace=True))), (image(1, 4, 5, 1).expand(2, 4, 5, 6),))
