@@ -334,10 +334,11 @@ class Uniform:
     def _beside(self, tensor: Weight) -> Affine:
         """Placed so that the one axis along which `tensor` varies is the channel axis."""
         wide = [index for index, size in enumerate(tensor.shape) if size != 1]
+        if not wide and self.sizes is not None:  # one number for all: any layout will do
+            return self.placed(max(len(self.sizes) - 2, 0))
         if len(wide) != 1:
             raise Inexact(f"a tensor of shape {tuple(tensor.shape)} is not one number per channel")
-        n_axes = len(tensor.shape) - 1 - wide[0]
-        return self.placed(n_axes)
+        return self.placed(len(tensor.shape) - 1 - wide[0])
 
 
 Map = Affine | Uniform

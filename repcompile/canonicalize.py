@@ -51,15 +51,20 @@ def canonicalize(captured: Captured) -> Captured:
 
 def _droppable(node: fx.Node, captured: Captured) -> bool:
     """Whether nobody notices that `node` does not run."""
-    if node.op == "get_attr" or is_fresh(node, captured.modules) or _question(node) is not None:
+    if node.op == "get_attr" or _is_pure(node, captured) or _question(node) is not None:
         return True
     return node.op == "call_function" and node.target in (getattr, operator.getitem, operator.eq)
 
 
+def _is_pure(node: fx.Node, captured: Captured) -> bool:
+    trains = node.op == "call_module" and captured.module(node).training
+    return is_fresh(node, captured.classes) and not trains
+
+
 def _does_nothing(node: fx.Node, captured: Captured) -> bool:
     if node.op == "call_module":
-        module = captured.module(node)
-        plain = type(module) is nn.Identity or (isinstance(module, DROPOUTS) and not module.training)
+        cls = captured.torch_class(node)
+        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not captured.module(node).training)
         return plain and len(node.all_input_nodes) == 1
     if node.op != "call_function" or node.target not in DROPOUT_FUNCTIONS:
         return False
@@ -89,10 +94,10 @@ def _ask_earlier(node: fx.Node, captured: Captured) -> None:
 
 def _same_answer(node: fx.Node, question: str | None, captured: Captured) -> bool:
     if node.op == "call_module":
-        module = captured.module(node)
-        if isinstance(module, KEEP_SIZE_MODULES) and len(node.args) == 1:
+        cls = captured.torch_class(node)
+        if issubclass(cls, KEEP_SIZE_MODULES) and len(node.args) == 1:
             return True
-        return question in RANK_QUESTIONS and isinstance(module, KEEP_RANK) and len(node.args) == 1
+        return question in RANK_QUESTIONS and issubclass(cls, KEEP_RANK) and len(node.args) == 1
     return node.op == "call_function" and node.target in KEEP_SIZE_FUNCTIONS
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 
 import torch
 from torch import Tensor, fx, nn
 
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
-from repcompile.tracing import KEPT, Changed, trace
+from repcompile.tracing import KEPT, Changed, torch_class, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Captured:
     graph: torch.fx's; every node's `meta["path"]` names the module of the user's that it belongs to.
     modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
     opaque: path of a module that stays Python -> the reason.
+    classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
     transient: paths of tensors that `state_dict` leaves out.
     """
 
@@ -31,8 +33,13 @@ class Captured:
     modules: Mapping[str, nn.Module]
     constants: Mapping[str, Tensor]
     opaque: Mapping[str, str] = field(default_factory=dict[str, str])
+    classes: Mapping[str, type[nn.Module]] = field(default_factory=dict[str, type[nn.Module]])
     transient: frozenset[str] = frozenset()
     name: str = "Module"
+
+    def torch_class(self, node: fx.Node) -> type:
+        """What a `call_module` node computes, NoneType if only its module knows."""
+        return self.classes.get(str(node.target), NoneType)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a `call_module` node calls."""
@@ -52,7 +59,8 @@ def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captu
     while True:  # ends: every round makes one more module a leaf
         try:
             graph, constants, failures = trace(model, leaves, opaque)
-            graph = functionalized(graph, modules)
+            classes = _classes(graph, modules, {**opaque, **failures})
+            graph = functionalized(graph, modules, classes)
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -63,9 +71,18 @@ def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captu
         {path: modules[path] for path in modules if path in used},
         constants,
         {path: reason for path, reason in opaque.items() if path in used},
+        classes,
         _transient(model) | {name for name in constants if name.startswith(KEPT)},
         type(model).__name__,
     )
+
+
+def _classes(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], opaque: Mapping[str, str]
+) -> dict[str, type[nn.Module]]:
+    paths = {str(node.target) for node in graph.nodes if node.op == "call_module"} - set(opaque)
+    found = {path: torch_class(modules[path]) for path in paths}
+    return {path: cls for path, cls in found.items() if cls is not None}
 
 
 def _transient(model: nn.Module) -> frozenset[str]:
@@ -82,7 +99,7 @@ def _require_eval(model: nn.Module) -> None:
             f"{type(model).__name__} is in training mode, where batch norm depends on the batch and nothing folds: "
             "call model.eval() first"
         )
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+    if any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         raise ModelError(f"{type(model).__name__} has lazy parameters: run it once, then compile it")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(options: argparse.Namespace) -> None:
     given = {} if options.checkpoint is None else {"checkpoint": options.checkpoint}
-    model: nn.Module = _function(options.factory)(options.model, **given)
+    model = _made(options.factory, (options.model,), given)
     model = model.eval() if options.checkpoint else randomize(model).eval()
     weights = f"weights of {options.checkpoint}" if options.checkpoint else "random weights and statistics"
     result = demo.run(model, _function(options.image)())
@@ -65,13 +66,26 @@ def _demo(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace) -> None:
     positional = [_value(a) for a in options.arguments if "=" not in a]
     named = {name: _value(text) for name, text in (a.split("=", 1) for a in options.arguments if "=" in a)}
-    Console().print(explain(_function(options.factory)(*positional, **named).eval()))
+    Console().print(explain(_made(options.factory, positional, named).eval()))
+
+
+def _made(factory: str, positional: Sequence[Any], named: Mapping[str, Any]) -> nn.Module:
+    """The model that `factory` returns.  Raises ModelError if it takes other arguments, or returns something else."""
+    function = _function(factory)
+    try:
+        inspect.signature(function).bind(*positional, **named)
+    except TypeError as error:
+        raise ModelError(f"{factory} cannot be called like this: {error}") from error
+    model = function(*positional, **named)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{factory} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def _function(name: str) -> Any:
     """What `package.module:function` names.  Raises ModelError if there is no such thing."""
     module, _, attribute = name.partition(":")
-    if not attribute:
+    if not module or not attribute:
         raise ModelError(f"{name!r} names no function: write package.module:function")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
 from repcompile.cost import CostModel, Roofline
 from repcompile.errors import ModelError, Untraceable, VerificationError
-from repcompile.execute import execute
+from repcompile.execute import execute, run_copy
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
@@ -141,8 +140,7 @@ def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> di
     if inputs is None:
         return {}
     output, shapes = execute(captured, inputs)
-    with torch.no_grad():
-        check = compare_outputs(model(*inputs), output)
+    check = compare_outputs(run_copy(model, inputs), output)
     if not check.passed:
         raise VerificationError(
             f"the captured graph of {captured.name} differs from the model by {check.error:.2e} at {check.place}: "

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -42,7 +41,7 @@ class Constants:
         return [self._captured.constants[str(leaf.target)] for leaf in _leaves(node)]
 
     def _derived(self, node: fx.Node) -> bool:
-        pure = node.op in ("call_function", "call_method") and node.target not in RANDOM
+        pure = node.op in ("call_function", "call_method") and not _draws(node)
         inputs = node.all_input_nodes
         return pure and bool(inputs) and all(operand in self._nodes for operand in inputs)
 
@@ -61,33 +60,48 @@ class Constants:
         return computed(evaluate, *tensors, shape=tuple(sample.shape))
 
 
+def _draws(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(name).removesuffix("_") in RANDOM
+
+
 def _leaves(node: fx.Node) -> list[fx.Node]:
     """The `get_attr` nodes that `node` is computed from."""
-    found: dict[fx.Node, None] = {}
-    stack = [node]
+    return [ancestor for ancestor in _ancestors(node) if ancestor.op == "get_attr"]
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    """`node` and what it is computed from, operands first."""
+    order: dict[fx.Node, None] = {}
+    stack = [(node, False)]
     while stack:
-        top = stack.pop()
-        if top.op == "get_attr":
-            found[top] = None
-        stack.extend(top.all_input_nodes)
-    return list(found)
+        top, ready = stack.pop()
+        if ready:
+            order[top] = None
+        elif top not in order:
+            stack.append((top, True))
+            stack.extend((operand, False) for operand in top.all_input_nodes)
+    return list(order)
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The value of a constant node, given those of its leaves."""
-    if node not in values:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda operand: _run(operand, values))
-        if node.op == "call_method":
-            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
+    for ancestor in _ancestors(node):
+        if ancestor not in values:
+            values[ancestor] = _call(ancestor, values)
     return values[node]
 
 
-RANDOM: frozenset[Any] = frozenset(
-    [
-        *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.dropout, F.dropout),
-        *("bernoulli", "normal_", "uniform_", "random_", "new_empty", "multinomial"),
-    ]
+def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+RANDOM = frozenset(
+    "alpha_dropout bernoulli binomial dropout dropout1d dropout2d dropout3d empty_like exponential "
+    "feature_alpha_dropout gumbel_softmax multinomial new_empty normal poisson rand_like randint_like randn_like "
+    "random rrelu uniform".split()
 )

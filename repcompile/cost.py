@@ -67,7 +67,7 @@ def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cos
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     """
     if isinstance(x, Uniform):
-        return () if x.is_identity else (cost_of_elementwise(1, channels, after),)
+        return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal:
         return (cost_of_elementwise(1, x.c_out, after),)
     moved = x.c_in * before + x.c_out * after + x.weights

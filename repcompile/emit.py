@@ -55,6 +55,9 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
         owner, _, field = name.rpartition(".")
         learns = any(tensor.requires_grad for tensor in like)
         setattr(module.get_submodule(owner), field, nn.Parameter(rounded, requires_grad=learns))
+    for part in module.modules():
+        if isinstance(part, BorderConv):
+            part.forget()
     return module.eval()
 
 

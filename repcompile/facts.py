@@ -186,9 +186,11 @@ class _Interpreter:
         if node.args[0] is not operand:
             return
         arguments = (self._captured.module(node),) if node.op == "call_module" else node.args[1:]
-        options = {"owner": node.name} if rule.wants("owner") else {}
+        options = {**node.kwargs, "owner": node.name} if rule.wants("owner") else node.kwargs
+        if not rule.accepts((shape, *arguments), options):
+            return
         try:
-            layout: Layout = rule(shape, *self._resolved(arguments), **self._resolved(node.kwargs), **options)
+            layout: Layout = rule(shape, *self._resolved(arguments), **self._resolved(options))
         except Inexact:
             return
         self._shapes[node] = layout.shape
@@ -203,6 +205,7 @@ class _Interpreter:
         self._shapes[node] = None
         shapes = [self._shapes.get(value) for value in values]
         facts: list[Fact] = []
+        refused: Refusal | None = None
         by_source = [{fact.source: fact for fact in self._sources(value)} for value in values]
         for source in by_source[0]:
             if not all(source in table for table in by_source[1:]):
@@ -210,12 +213,13 @@ class _Interpreter:
             try:
                 operands = {value: table[source] for value, table in zip(values, by_source, strict=True)}
                 facts.append(self._applied(node, rule, operands, source))
-            except Inexact as refusal:
-                self._refusals.append(Refusal(node, source, str(refusal)))
-                break
+            except Inexact as refusal:  # a farther source may do: there the layout may be known
+                refused = refused or Refusal(node, source, str(refusal))
             if len(facts) == HORIZON:
                 self._truncated = True
                 break
+        if refused is not None:
+            self._refusals.append(refused)
         if facts or len(values) == 1:
             self._found[node] = rule
         self._facts[node] = tuple(facts)

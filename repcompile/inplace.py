@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+Classes = Mapping[str, type[nn.Module]]
 
 
 class Unprovable(Exception):
@@ -23,30 +26,33 @@ class Unprovable(Exception):
         self.paths = (str(node.meta.get("path", "")),)
 
 
-def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> fx.Graph:
-    """The graph without writes.  Raises Unprovable if a written tensor has, or may have, other names."""
+def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: Classes) -> fx.Graph:
+    """The graph without writes.  Raises Unprovable if a written tensor has, or may have, other names.
+
+    classes: of the modules that compute what their torch.nn class computes; the others may do anything, and are left.
+    """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        written = _written(node, modules)
+        written = _written(node, modules, classes)
         if written is None:
             continue
-        _require_unseen(node, written, order, modules)
+        _require_unseen(node, written, order, classes)
         for user in [user for user in written.users if order[user] > order[node]]:
             user.replace_input_with(written, node)
         _make_pure(node)
     return graph
 
 
-def is_fresh(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def is_fresh(node: fx.Node, classes: Classes) -> bool:
     """Whether the value of `node` owns its memory: no other value shares it."""
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], FRESH_MODULES)
+        return issubclass(classes.get(str(node.target)) or NoneType, FRESH_MODULES)
     if node.op == "call_method":
         return node.target in FRESH_METHODS
     return node.op == "call_function" and (node.target in FRESH_FUNCTIONS or bool(node.meta.get("inplace")))
 
 
-def _written(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> fx.Node | None:
     """The node whose tensor `node` writes to, if any."""
     if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
         return None
@@ -56,7 +62,8 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     if not isinstance(first, fx.Node):
         return None
     if node.op == "call_module":
-        return first if getattr(modules[str(node.target)], "inplace", False) is True else None
+        path = str(node.target)
+        return first if path in classes and getattr(modules[path], "inplace", False) is True else None
     if node.op == "call_method":
         name = str(node.target)
         return first if name.endswith("_") and not name.endswith("__") else None
@@ -72,31 +79,29 @@ def _inplace_flag(node: fx.Node) -> bool:
     return position is not None and len(node.args) > position and node.args[position] is True
 
 
-def _require_unseen(
-    node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], modules: Mapping[str, nn.Module]
-) -> None:
+def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> None:
     """The written tensor is fresh, and whoever read it before kept no view of it."""
     known = node.op == "call_module" or _pure_target(node) is not None
-    if not known or not _owned(written, modules):
+    if not known or not _owned(written, classes):
         raise Unprovable(node)
     earlier = [user for user in written.users if order[user] < order[node]]
-    if not all(is_fresh(user, modules) or _reads_metadata(user) for user in earlier):
+    if not all(is_fresh(user, classes) or _reads_metadata(user) for user in earlier):
         raise Unprovable(node)
 
 
-def _owned(value: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def _owned(value: fx.Node, classes: Classes) -> bool:
     """Fresh, or the only view of a fresh tensor that nobody else reads."""
-    if is_fresh(value, modules):
+    if is_fresh(value, classes):
         return True
     base = value.args[0] if value.args else None
-    if not _is_view(value, modules) or not isinstance(base, fx.Node):
+    if not _is_view(value, classes) or not isinstance(base, fx.Node):
         return False
-    return len(base.users) == 1 and _owned(base, modules)
+    return len(base.users) == 1 and _owned(base, classes)
 
 
-def _is_view(value: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def _is_view(value: fx.Node, classes: Classes) -> bool:
     if value.op == "call_module":
-        return isinstance(modules[str(value.target)], VIEW_MODULES)
+        return issubclass(classes.get(str(value.target)) or NoneType, VIEW_MODULES)
     return value.op in ("call_method", "call_function") and value.target in VIEWS
 
 
@@ -135,6 +140,12 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.ipow: operator.pow,
+    operator.imod: operator.mod,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
     torch.relu_: torch.relu,
     torch.sigmoid_: torch.sigmoid,
     F.relu_: F.relu,
@@ -180,6 +191,7 @@ FRESH_MODULES = (
 FRESH_FUNCTIONS: frozenset[Any] = frozenset(
     [
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul, operator.pow),
+        *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor),
         *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat, torch.stack, torch.exp),
         *(torch.relu, torch.sigmoid, torch.tanh, torch.softmax, torch.mean, torch.sum, torch.rsqrt, torch.sqrt),
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),

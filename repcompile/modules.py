@@ -44,7 +44,12 @@ class BorderConv(nn.Module):
         self._maps: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self._padded(x)) + self._border_map(x)
+        edge = self._border_map(x)
+        return self.conv(self._padded(x)) + (edge if x.dim() == edge.dim() else edge[0])
+
+    def forget(self) -> None:
+        """Drop the maps computed so far."""
+        self._maps.clear()
 
     def extra_repr(self) -> str:
         return f"pads={self.pads}" if self.pads else ""
@@ -57,7 +62,7 @@ class BorderConv(nn.Module):
         recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
         if recorded or self._learns() or self.border.is_inference():
             return self._computed(x)
-        sizes = tuple(x.shape[2 - self.border.dim() :])
+        sizes = tuple(x.shape[x.dim() + 2 - self.border.dim() :])
         version = (self.border.data_ptr(), self.border._version, torch.is_inference_mode_enabled())
         key = (sizes, x.dtype, x.device, version)
         if key not in self._maps:
@@ -68,7 +73,7 @@ class BorderConv(nn.Module):
 
     def _computed(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
-        image = self._padded(x.new_ones(1, 1, *x.shape[2 - self.border.dim() :]))
+        image = self._padded(x.new_ones(1, 1, *x.shape[x.dim() + 2 - self.border.dim() :]))
         function = (F.conv1d, F.conv2d, F.conv3d)[self.border.dim() - 3]
         return function(image, self.border, None, conv.stride, conv.padding, conv.dilation)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+LOOKS_INSIDE = frozenset(name for name in vars(nn.Module) if name not in ("__init__", "training"))
+
 
 def exchangeable_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, child) of the children that `module` only ever calls."""
@@ -22,14 +24,24 @@ def exchangeable_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     objects = [child for _, child in module.named_modules(remove_duplicate=False)]
     for name, child in module.named_children():
         once = sum(other is child for other in objects) == 1
-        if name not in looked_at and once:
+        if name not in looked_at and once and _fixed_arguments(child):
             yield name, child
+
+
+def _fixed_arguments(child: nn.Module) -> bool:
+    """Whether every call passes the same arguments: those of a compiled module are the ones without a default."""
+    parameters = inspect.signature(child.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return all(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
 def _looked_at(cls: type[nn.Module]) -> set[str] | None:
     """Attributes of `self` that the class uses other than by calling them; None if its source does not tell."""
     names: set[str] = set()
-    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+    own = cls.__mro__[: cls.__mro__.index(nn.Module)]
+    if len(own) + 2 != len(cls.__mro__):  # something stands behind nn.Module
+        return None
+    for base in own:
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):
@@ -43,6 +55,9 @@ def _looked_at(cls: type[nn.Module]) -> set[str] | None:
 
 def _uses(tree: ast.AST) -> set[str] | None:
     """Names after `self.` that are read without being called, None if `self` itself is passed around."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if any(not function.args.args or function.args.args[0].arg != "self" for function in functions):
+        return None
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -51,7 +66,11 @@ def _uses(tree: ast.AST) -> set[str] | None:
         attribute = parents[node]
         if not isinstance(attribute, ast.Attribute):
             return None
+        if attribute.attr in LOOKS_INSIDE:
+            return None
+        if not isinstance(attribute.ctx, ast.Load):
+            continue
         call = parents[attribute]
-        if isinstance(attribute.ctx, ast.Load) and not (isinstance(call, ast.Call) and call.func is attribute):
+        if not (isinstance(call, ast.Call) and call.func is attribute):
             names.add(attribute.attr)
     return names

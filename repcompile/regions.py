@@ -7,7 +7,7 @@ with what it costs as it stands and as one operator. All of them are legal; `pla
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -20,6 +20,7 @@ from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map
 from repcompile.facts import Fact, Facts
 
 UNKNOWN_CHANNELS = 64
+ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,17 @@ def _region(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _P
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return None
+    if _may_read_integers(fact.source, (*interior, sink), pricing.facts):
+        return None
     return Region(fact, sink, interior, dying, tuple(chain(*kernels)), pricing.of_region(fact, sink))
+
+
+def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
+    """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes."""
+    if source in facts.rules or source.op == "call_module":
+        return False
+    readers = [node for node in nodes if source in node.all_input_nodes]
+    return all(facts.rules[node].name in ARITHMETIC or facts.rules[node].kind == "layout" for node in readers)
 
 
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:
@@ -105,6 +116,8 @@ class _Pricing:
     known: Mapping[fx.Node, tuple[int, ...]]
 
     def of_region(self, fact: Fact, sink: fx.Node) -> tuple[Cost, ...]:
+        if isinstance(fact.map, Uniform):  # a copy: nobody may write to the source by way of the sink
+            return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
         before, after = self._positions(fact.source, fact), self._positions(sink, fact)
         return cost_of_map(fact.map, self._channels(sink), before, after)
 

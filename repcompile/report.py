@@ -154,7 +154,7 @@ def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
         done.add(region.sink)
         words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
         factor = total(region.after).macs / total(region.before).macs
-        if factor > 1:
+        if factor > 1.05:
             yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
         else:
             border = " and a border map" if isinstance(region.fact.map, Affine) and region.fact.map.has_border else ""

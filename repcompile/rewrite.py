@@ -7,6 +7,7 @@ in float64, checked against the nodes that it replaces, and rounded once. A regi
 from __future__ import annotations
 
 import copy
+import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,10 @@ from repcompile.inplace import is_fresh
 from repcompile.interpret import Remembering
 from repcompile.plan import Plan
 from repcompile.regions import Region
+from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
+
+RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,9 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
     if not isinstance(x, Affine):
         return None, None
     read = Remembering()
-    values = fold(x, read)
-    module = emit(x, values)
     try:
+        values = fold(x, read)
+        module = emit(x, values)
         check = verify_region(region, x, values, module, captured, facts, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
@@ -171,19 +175,32 @@ def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            _place(root, path, new[path] if path in new else _copied(captured, node, memo))
+            node.target = _safe(path)
+            _place(root, _safe(path), new[path] if path in new else _copied(captured, node, memo))
         elif node.op == "get_attr":
-            _place(root, str(node.target), copy.deepcopy(captured.constants[str(node.target)], memo))
+            path, node.target = str(node.target), _safe(str(node.target))
+            _place(root, _safe(path), copy.deepcopy(captured.constants[path], memo))
     for path, part in inner.items():
-        root.set_submodule(path, part)
+        root.set_submodule(_safe(path), part)
     module = fx.GraphModule(root, graph, captured.name)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False
-    for path in captured.transient.intersection(name for name, _ in module.named_buffers()):
+    buffers = {name for name, _ in module.named_buffers()}
+    for path in buffers.intersection(map(_safe, captured.transient)):
         owner, _, field = path.rpartition(".")
-        module.get_submodule(owner)._non_persistent_buffers_set.add(field)
+        if path.startswith(KEPT):  # a plain tensor, which `.to` leaves alone
+            object.__setattr__(module, path, module._buffers.pop(path))
+        else:
+            module.get_submodule(owner)._non_persistent_buffers_set.add(field)
     return module
+
+
+def _safe(path: str) -> str:
+    """The path, where neither a GraphModule nor its generated code needs the names for itself."""
+    first, *rest = path.split(".")
+    first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
+    return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
 
 
 def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Graph:
@@ -231,7 +248,9 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     value = _steps(graph, fact.path[: fact.at], values[fact.source], values)
     if isinstance(item.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add
-    if item.module is not None:
+    if item.module is None:
+        value = graph.call_method("clone", (value,))
+    else:
         value = graph.call_module(item.path, (value,))
         value.meta["path"] = item.path
     return _steps(graph, fact.path[fact.at :], value, values)
@@ -256,7 +275,7 @@ def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Mo
 def _spare(value: fx.Node, captured: Captured) -> bool:
     """Whether nobody but its one reader can see what happens to `value`: it was just computed."""
     emitted = value.op == "call_module" and str(value.target) not in captured.modules
-    return len(value.users) == 1 and (emitted or is_fresh(value, captured.modules))
+    return len(value.users) == 1 and (emitted or is_fresh(value, captured.classes))
 
 
 def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import mul
 
+from repcompile.errors import Inexact
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -99,6 +101,8 @@ def reshaped(shape: Shape | None, sizes: Sequence[Size | None], owner: str) -> L
 def permuted(shape: Shape, order: Sequence[int]) -> Layout:
     """`permute` by `order`, which may count from the end."""
     places = [axis % len(shape) for axis in order]
+    if sorted(places) != list(range(len(shape))):
+        raise Inexact(f"{tuple(order)} does not order {len(shape)} axes")
     return Layout(tuple(shape[axis] for axis in places), tuple(places.index(axis) for axis in range(len(shape))))
 
 

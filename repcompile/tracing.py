@@ -14,9 +14,10 @@ import dis
 import inspect
 import math
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from repcompile.errors import ModelError, Untraceable
 
+CALLED_ELSEWHERE = (fx.GraphModule, torch.jit.ScriptModule)  # their own __call__ ends in nn.Module's
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 KEPT = "constant_"  # names of tensors that no module registers
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -51,6 +53,8 @@ def trace(
         shell = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     except Exception as error:  # the user's own __deepcopy__ or attributes
         raise ModelError(f"{type(model).__name__} cannot be copied ({error}), so it cannot be compiled") from error
+    if not {id(module) for module in model.modules()}.isdisjoint(map(id, shell.modules())):
+        raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
     tracer = _Tracer(shell, leaves, frozenset(opaque))
     before = {path: _attributes(module) for path, module in shell.named_modules()}
     tracer.run()
@@ -84,16 +88,16 @@ _NEUTRAL = frozenset(
 
 
 class _Proxy(fx.Proxy):
-    """A value of the graph.  Augmented assignment is recorded as what it is: in place."""
+    """A value of the graph."""
+
+    tracer: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "root", "attr", "_node"):
-            raise TraceError(f"assigns to .{name} of a tensor")
+            raise self.tracer.refusal(f"assigns to .{name} of a tensor")
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if name == "_is_param":  # what `isinstance(x, nn.Parameter)` asks
-            raise AttributeError(name)
         return _Attribute(self, name)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
@@ -101,7 +105,7 @@ class _Proxy(fx.Proxy):
         frame = inspect.currentframe()
         count = _unpacked(frame.f_back if frame else None)
         if count is None:
-            raise TraceError("iterates over a value that only the run will know")
+            raise self.tracer.refusal("iterates over a value that only the run will know")
         self.node.meta["unpacked"] = count
         return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(count)])
 
@@ -112,6 +116,25 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", math.floor, (self,), {})
 
 
+def _unknown(question: str) -> Callable[..., Any]:
+    def refuse(self: _Proxy, *args: Any) -> Any:
+        raise self.tracer.refusal(f"needs {question} of a value that only the run will know")
+
+    return refuse
+
+
+for _name, _question in {
+    "__bool__": "the truth",
+    "__float__": "the number",
+    "__int__": "the number",
+    "__complex__": "the number",
+    "__index__": "the number",
+    "__len__": "the length",
+    "__contains__": "the elements",
+}.items():
+    setattr(_Proxy, _name, _unknown(_question))
+
+
 def _inplace(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
     def record(self: _Proxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -119,16 +142,24 @@ def _inplace(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.
     return record
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "imatmul", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _inplace(getattr(operator, _name)))
-
-
 class _Tensor(_Proxy):
-    """A value that is a tensor, also to a forward that asks `isinstance(x, torch.Tensor)`."""
+    """A value that is a tensor, also to a forward that asks `isinstance(x, torch.Tensor)`.
+
+    Augmented assignment is recorded as what it is: in place.
+    """
 
     @property
     def __class__(self) -> type[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Tensor
+
+    def __getattr__(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if name == "_is_param" or not hasattr(Tensor, name):  # the first is what `isinstance(x, nn.Parameter)` asks
+            raise AttributeError(name)
+        return _Attribute(self, name)
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"):
+    setattr(_Tensor, f"__{_name}__", _inplace(getattr(operator, _name)))
 
 
 class _Attribute(_Proxy):
@@ -141,7 +172,7 @@ class _Attribute(_Proxy):
         self._node: fx.Node | None = None
 
     @property
-    def node(self) -> fx.Node:  # type: ignore[override]
+    def node(self) -> Any:
         if self._node is None:
             self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
         return self._node
@@ -156,6 +187,10 @@ class _Parameter(_Tensor):
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor) -> None:
         super().__init__(node, tracer)
         object.__setattr__(self, "_tensor", tensor)
+
+    @property
+    def _is_param(self) -> bool:
+        return isinstance(object.__getattribute__(self, "_tensor"), nn.Parameter)
 
     @property
     def shape(self) -> torch.Size:
@@ -214,6 +249,8 @@ class _Tracer(fx.Tracer):
         self._names = {id(t): name for name, t in (*shell.named_buffers(), *shell.named_parameters())}
         self._kept: list[Tensor] = []
         self._numbers: set[fx.Node] = set()
+        self._refused = 0
+        self._context = _context()
         self._signature = inspect.signature(shell.forward)
         for path, module in list(shell.named_modules()):
             self._prepare(module, path)
@@ -224,10 +261,21 @@ class _Tracer(fx.Tracer):
             placeholders = self._placeholders()
             with _Factories(self):
                 result = self.root.forward(*placeholders)
+            _require_plain(result)
             self.create_node("output", "output", (self.create_arg(result),), {})
+            self._require_unrefused(0)
         except Exception as error:  # the user's forward
             name = type(self.root).__name__
             raise Untraceable(f"{name}.forward cannot be traced: {_reason(error)}") from error
+
+    def refusal(self, reason: str) -> TraceError:
+        """The error for what a proxy cannot answer; it counts even where the user's code catches it."""
+        self._refused += 1
+        return TraceError(reason)
+
+    def _require_unrefused(self, before: int) -> None:
+        if self._refused > before:
+            raise TraceError("asks for a value that only the run will know, and catches the error")
 
     def constant(self, tensor: Tensor) -> fx.Proxy:
         """The proxy of a tensor that is not computed from the inputs."""
@@ -262,6 +310,8 @@ class _Tracer(fx.Tracer):
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != self._context:
+            raise self.refusal("switches gradients or autocast")
         node = super().create_node(*args, **kwargs)
         node.meta["path"] = self._path
         return node
@@ -271,8 +321,9 @@ class _Tracer(fx.Tracer):
     def _prepare(self, module: nn.Module, path: str) -> None:
         hooked = any(vars(module).get(name) for name in HOOKS)
         leaf = path != "" and (path in self._opaque or hooked or self._is_leaf(module))
-        if hooked and not leaf:
-            raise Untraceable("it has hooks, which see its inputs and outputs")
+        overridden = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, CALLED_ELSEWHERE)
+        if (hooked or overridden) and path == "":
+            raise Untraceable("it has hooks, or a __call__ of its own")
         if hooked:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
         forward = module.forward
@@ -281,6 +332,8 @@ class _Tracer(fx.Tracer):
             attributes[name] = {}
         attributes["_compiled_call_impl"] = None
         attributes["forward"] = self._leaf_call(path) if leaf else self._inlined_call(path, forward)
+        if overridden:
+            attributes["forward"] = self._refusing_call
         attributes["_parameters"] = _Tensors(module._parameters, path, self)
         attributes["_buffers"] = _Tensors(module._buffers, path, self)
 
@@ -290,8 +343,14 @@ class _Tracer(fx.Tracer):
         cls = torch_class(module)
         return isinstance(module, torch.jit.ScriptModule) or (cls is not None and not issubclass(cls, CONTAINERS))
 
+    def _refusing_call(self, *args: Any, **kwargs: Any) -> Any:
+        raise self.refusal("calls a module with a __call__ of its own")
+
     def _leaf_call(self, path: str) -> Callable[..., fx.Proxy]:
         def call(*args: Any, **kwargs: Any) -> fx.Proxy:
+            stays_python = path in self._opaque or path in self.failures
+            if stays_python and any(isinstance(arg, list | dict) for arg in (*args, *kwargs.values())):
+                raise self.refusal(f"passes a list or dict to {path}, which stays Python and might change it")
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["path"] = path
             return result
@@ -303,13 +362,17 @@ class _Tracer(fx.Tracer):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
+            refused = self._refused
             try:
-                return forward(*args, **kwargs)
+                result = forward(*args, **kwargs)
+                self._require_unrefused(refused)
+                return result
             except Exception as error:  # the user's forward: whatever it cannot do with proxies
                 if path == "":
                     raise
                 self._erase_after(last)
                 self.failures[path] = _reason(error)
+                self._refused = refused
                 return leaf(*args, **kwargs)
             finally:
                 self._path = outer
@@ -338,7 +401,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Factories(TorchFunctionMode):
-    """Tensors that a forward makes (`torch.arange(n)`, `torch.randn(3)`) stay in the graph, made anew at each run."""
+    """Noise that a forward draws stays in the graph, drawn anew at each run; other tensors of its own are constant."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
@@ -346,26 +409,80 @@ class _Factories(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTORIES:
+        name = getattr(func, "__name__", "")
+        if any(isinstance(arg, fx.Proxy) for arg in (*args, *kwargs.values())):
+            known = func in _DRAWS or func in _FILLS
+            return self._tracer.create_proxy("call_function", func, args, kwargs) if known else func(*args, **kwargs)
+        if func in _DRAWS:
             return self._tracer.create_proxy("call_function", func, args, kwargs)
+        if name.removesuffix("_") in _NOISE:
+            raise self._tracer.refusal(f"draws random numbers by {name}")
         return func(*args, **kwargs)
 
 
-_FACTORIES = frozenset(
+_DRAWS = frozenset(
     getattr(torch, name)
-    for name in "arange bernoulli empty empty_like eye full full_like linspace logspace normal ones ones_like "
-    "rand rand_like randint randint_like randn randn_like randperm tensor zeros zeros_like".split()
+    for name in "bernoulli empty empty_like multinomial normal poisson rand rand_like randint randint_like randn "
+    "randn_like randperm".split()
+)
+_FILLS = frozenset(
+    getattr(torch, name)
+    for name in "arange eye full full_like linspace logspace ones ones_like tensor zeros zeros_like".split()
+)
+_NOISE = frozenset(
+    "alpha_dropout bernoulli binomial cauchy dropout dropout1d dropout2d dropout3d empty_strided exponential "
+    "feature_alpha_dropout geometric gumbel_softmax log_normal multinomial new_empty normal poisson rand_like "
+    "randint_like randn_like random rrelu uniform".split()
 )
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """What a module's attributes are, by identity, and the lengths of its containers."""
-    groups = (vars(module), module._parameters, module._buffers, module._modules)
-    return {
-        f"{index}.{name}": (id(value), len(value) if isinstance(value, list | dict | set) else 0)
-        for index, group in enumerate(groups)
-        for name, value in dict.items(group)
-    }
+def _context() -> tuple[bool, ...]:
+    """What surrounds an operator without being an argument of it."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _require_plain(result: Any) -> None:
+    """Only containers that torch.fx gives back as they are."""
+    if isinstance(result, fx.Proxy):
+        return
+    if isinstance(result, dict | list | tuple):
+        if type(result) not in (dict, list, tuple) and not hasattr(result, "_fields"):
+            raise TraceError(f"returns a {type(result).__name__}")
+        for item in result.values() if isinstance(result, dict) else result:
+            _require_plain(item)
+
+
+_Snapshot = dict[str, Any]
+
+
+def _attributes(module: nn.Module) -> _Snapshot:
+    """What a module's attributes are worth, as far as one can compare: a forward that changes them has a memory."""
+    own = {name: _worth(value) for name, value in vars(module).items() if name not in _TABLES}
+    for table in _TABLES:
+        entries = vars(module).get(table)
+        if isinstance(entries, dict):
+            own[table] = {name: id(value) for name, value in dict.items(entries)}
+    return own
+
+
+_TABLES = ("_parameters", "_buffers", "_modules", "forward")
+DEPTH = 4
+
+
+def _worth(value: Any, depth: int = DEPTH) -> Any:
+    if value is None or isinstance(value, int | float | str | bytes):
+        return value
+    if isinstance(value, Tensor) and not isinstance(value, fx.Proxy):
+        return id(value), value._version
+    if depth and type(value) in (list, tuple, set, frozenset, deque):
+        return id(value), [_worth(item, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return id(value), {str(name): _worth(item, depth - 1) for name, item in dict.items(value)}
+    state = getattr(value, "__dict__", None)
+    plain = not isinstance(value, nn.Module | type | ModuleType | fx.Proxy) and not callable(value)
+    if depth and plain and isinstance(state, dict):
+        return id(value), {name: _worth(item, depth - 1) for name, item in state.items()}
+    return id(value)
 
 
 def _unpacked(frame: FrameType | None) -> int | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repcompile.affine import Affine, Axis
 from repcompile.fold import apply, extended, fold
@@ -105,6 +109,21 @@ def test_folding_is_in_float64_whatever_the_weights_are() -> None:
     large, small = torch.tensor([[4096.0]]).half(), torch.tensor([[1.0]]).half()
     x = Affine.linear(large) + Affine.linear(small) - Affine.linear(large)
     assert fold(x).kernel.item() == 1.0  # in float16, 4096 + 1 is 4096
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda conv: conv + Affine.identity(2, 1),
+        lambda conv: conv @ Affine.diagonal(2, 1, None, 1.0),
+        lambda conv: -conv,
+    ],
+    ids=["skip", "shift", "number"],
+)
+def test_weights_on_a_gpu_meet_numbers_of_our_own(combine: Callable[[Affine], Affine]) -> None:
+    with FakeTensorMode():  # knows of devices that are not there
+        x = combine(Affine.conv(torch.ones(2, 2, 3, device="cuda"), padding=1))
+        assert fold(x).kernel.shape == (2, 2, 3)
 
 
 def test_constants_are_weights_too() -> None:

@@ -46,11 +46,12 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
         raise Inexact("a quotient by a value that depends on the input is not affine")
     if rounding_mode is not None:
         raise Inexact("a rounded quotient is not affine")
-    if isinstance(y, Constant):
-        return _times(x, computed(torch.reciprocal, y, shape=y.shape), shape)
-    if y == 0:
+    divisor = _fitting(y, shape)
+    if isinstance(divisor, Constant):
+        return _times(x, computed(torch.reciprocal, divisor, shape=divisor.shape), shape)
+    if divisor == 0:
         raise Inexact("division by zero")
-    return _times(x, computed(torch.reciprocal, filled(y, 1, ()), shape=()), shape)
+    return _times(x, 1.0 / divisor, shape)  # type: ignore[operator]
 
 
 @affine_rule(operator.neg, torch.neg, "neg", torch.negative)

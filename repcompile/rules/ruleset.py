@@ -10,7 +10,6 @@ from typing import Any
 from torch import fx, nn
 
 from repcompile.capture import Captured
-from repcompile.tracing import torch_class
 
 Target = Any  # a module class, a function, or the name of a tensor method
 
@@ -82,17 +81,16 @@ class RuleSet:
     def find(self, node: fx.Node, captured: Captured) -> Rule | None:
         """The rule for what `node` calls, None if there is none."""
         if node.op == "call_module":
-            return self._for_module(captured.module(node))
+            return None if node.target in captured.opaque else self._for_module(captured, node)
         if node.op in ("call_function", "call_method"):
             return self.table.get(node.target)
         return None
 
-    def _for_module(self, module: nn.Module) -> Rule | None:
-        exact = self.table.get(type(module))
-        if exact is not None:
-            return exact
-        cls = torch_class(module)
-        return None if cls is None else next((self.table[base] for base in cls.__mro__ if base in self.table), None)
+    def _for_module(self, captured: Captured, node: fx.Node) -> Rule | None:
+        module = captured.module(node)
+        exact = None if "forward" in vars(module) else self.table.get(type(module))
+        bases = captured.torch_class(node).__mro__
+        return exact or next((self.table[base] for base in bases if base in self.table), None)
 
 
 def affine_rule(*targets: Target, late: bool = False) -> Callable[[Callable[..., Any]], Rule]:
