@@ -57,7 +57,13 @@ IDIOMS = (
     Idiom("CPE", (Branch(""), Branch(DEPTHWISE)), "DWConv(x) + x", "Chu et al., CPVT, 2021"),
     Idiom(
         "LargeKernel",
-        (Branch(r"dw([5-9]|\d\d)\S* norm"), Branch(r"dw[35]\S* norm")),
+        (Branch(r"dw([7-9]|\d\d)\S* norm"), Branch(r"dw[35]x\S* norm")),
+        "BN(DWConv_large(x)) + BN(DWConv_small(x))",
+        "Ding et al., RepLKNet, 2022",
+    ),
+    Idiom(
+        "LargeKernel",
+        (Branch(r"dw5x\S* norm"), Branch(r"dw3x\S* norm")),
         "BN(DWConv_large(x)) + BN(DWConv_small(x))",
         "Ding et al., RepLKNet, 2022",
     ),

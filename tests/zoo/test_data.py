@@ -57,11 +57,12 @@ WITHOUT = """
 import sys
 sys.modules.update(dict.fromkeys(["skimage", "timm", "safetensors", "huggingface_hub"]))  # importing them fails
 import fastvit_zoo as zoo
+from fastvit_zoo import data
 assert zoo.create_model("fastvit_t8").training
 for use in (
-    zoo.photograph,
-    lambda: zoo.preprocess(None),
-    zoo.class_names,
+    data.photograph,
+    lambda: data.preprocess(None),
+    data.class_names,
     lambda: zoo.create_model("fastvit_t8", checkpoint=sys.argv[1]),
     lambda: zoo.create_model("fastvit_t8", checkpoint="hf-hub:org/fastvit"),
 ):
