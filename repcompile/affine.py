@@ -440,7 +440,7 @@ def _require_composable(outer: Affine, inner: Affine) -> None:
             raise Inexact("a stride behind a transposed convolution")
         if not o.pads:
             continue
-        if outer.mode == "zeros" and not i.one_tap:
+        if outer.mode == "zeros" and not i.fades_under(o):
             raise Inexact("zero padding between two operators that mix positions")
         if outer.mode != "zeros" and i != POINT:
             raise Inexact(f"padding mode {outer.mode!r} behind an operator with a window or a stride")

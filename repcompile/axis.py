@@ -39,14 +39,17 @@ class Axis:
         return self.lo > 0 or self.hi > 0 or self.up > 1
 
     @property
-    def one_tap(self) -> bool:
-        """One tap and no crop: outside its input this operator yields zeros, as zero padding does."""
-        return self.size == 1 and self.lo >= 0 and self.hi >= 0
-
-    @property
     def pointwise(self) -> bool:
         """One tap and no padding; a stride is allowed."""
         return self.size == 1 and self.lo == 0 and self.hi == 0 and self.up == 1
+
+    def fades_under(self, outer: Axis) -> bool:
+        """Whether what `outer` reads outside this operator's output is zero by this operator's own window too.
+
+        Position -1 sees nothing of the input if `lo > span - stride`, the first one behind the end if `hi >= span`.
+        """
+        low = outer.lo <= 0 or self.lo > self.span - self.stride
+        return self.up == 1 and low and (outer.hi <= 0 or self.hi >= self.span)
 
     def output_size(self, size: int) -> int:
         """Number of output positions for `size` input positions."""

@@ -81,10 +81,18 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, 
     captured = canonicalize(capture(model, rules.module_classes))
     known = _measured(captured, model, example_inputs)
     facts = affine_facts(captured, rules, known)  # legality: no weight is read
-    plan = choose(candidate_regions(captured, facts, known), cost)  # profit
+    regions = candidate_regions(captured, facts, known)
+    plan = choose(regions, cost)  # profit
     inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
     parts = {path: part.module for path, part in inner.items()}
     module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)  # values: folded once, in float64
+    failed = list(rollbacks)
+    while rollbacks:  # what could not be checked makes room for what it overlaps
+        broken = {(item.region.source, item.region.sink, item.region.fact.at) for item in failed}
+        plan = choose([r for r in regions if (r.source, r.sink, r.fact.at) not in broken], cost)
+        module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)
+        failed += rollbacks
+    rollbacks = tuple(failed)
     return Compilation(captured, facts, plan, module, rewritten, rollbacks, inner=inner)
 
 

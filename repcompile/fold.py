@@ -220,7 +220,7 @@ def _times_vector(outer: Affine, kernel: Tensor, vector: Tensor) -> Tensor:
 
 
 def _kernel_of_composition(x: Affine, outer: Affine, o: Tensor, inner: Affine, i: Tensor) -> Tensor:
-    """A selection picks rows or columns of the other kernel, a diagonal map scales them; else transposed convolution."""
+    """A selection picks rows or columns of the other kernel, a diagonal map scales them; else they convolve."""
     if isinstance(outer.parts, Select) and x.groups == 1:
         return _regrouped(i, inner.groups, 1)[list(outer.parts.index)]
     if isinstance(inner.parts, Select) and x.groups == 1:

@@ -10,7 +10,7 @@ import copy
 import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -19,10 +19,11 @@ from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
-from repcompile.facts import Fact, Facts, Step, at_home
+from repcompile.facts import Facts
 from repcompile.fold import fold
 from repcompile.inplace import is_fresh
 from repcompile.interpret import Remembering
+from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.regions import Region
 from repcompile.tracing import KEPT
@@ -62,7 +63,6 @@ def rewrite(
     emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
     rollbacks: list[Rollback] = []
     for region in plan.chosen:
-        region = replace(region, fact=at_home(region.fact))
         try:
             emitted.append((region, *_emitted(region, captured, facts)))
         except Inexact as reason:

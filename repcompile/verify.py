@@ -16,8 +16,9 @@ from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
-from repcompile.facts import Facts, Step
+from repcompile.facts import Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
+from repcompile.paths import Step
 from repcompile.regions import Region
 from repcompile.values import Reader, Values
 
@@ -169,8 +170,8 @@ def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tupl
     values = {region.source: image}
     largest = _largest(image)
     for node in region.nodes:
-        values[node] = interpreter.run(node, values)
-        largest = max(largest, _largest(values[node]))
+        values[node] = value = interpreter.run(node, values)
+        largest = max(largest, *(_largest(part) for part in (value if isinstance(value, tuple | list) else (value,))))
     return values[region.sink], largest
 
 

@@ -277,7 +277,7 @@ def test_a_refused_composition_is_no_convolution(data: st.DataObject) -> None:
     assert not torch.equal(responses[0, :3], responses[3, 3:6])
 
 
-# -- transposed convolutions, channels, windows -------------------------------------------------------------------------
+# -- transposed convolutions, channels, windows ------------------------------------------------------------------------
 
 
 @given(data=st.data(), n=st.integers(1, 3))
