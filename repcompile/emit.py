@@ -33,10 +33,19 @@ def emit(x: Affine, values: Values) -> nn.Module:
             return _channel_affine(x, values)
         if not x.axes:
             return _linear(x, values)
+        values = _settled(x, values)
         pad, conv = _convolution(x, values)
         if values.border is not None and bool(values.border.any()):
             return BorderConv(conv, values.border, () if isinstance(pad, nn.Identity) else _pads(x))
         return conv if isinstance(pad, nn.Identity) else nn.Sequential(pad, conv)
+
+
+def _settled(x: Affine, values: Values) -> Values:
+    """Where no tap sees zeros from outside, the indicator is one everywhere and the border term a bias."""
+    if values.border is None or (x.pads and x.mode == "zeros"):
+        return values
+    total = values.border.flatten(1).sum(1)
+    return Values(values.kernel, total if values.bias is None else values.bias + total)
 
 
 def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
@@ -82,7 +91,7 @@ def _dense(x: Affine, kernel: Tensor) -> Tensor:
     return torch.block_diag(*kernel.unflatten(0, (x.groups, -1)))
 
 
-def _convolution(x: Affine, values: Values) -> tuple[nn.Module, nn.Module]:
+def _convolution(x: Affine, values: Values) -> tuple[nn.Module, Any]:
     """(padding module, convolution); the convolution pads by itself where both sides are padded alike."""
     alike = all(axis.lo == axis.hi >= 0 for axis in x.axes)
     conv = CONVOLUTIONS[len(x.axes) - 1](
