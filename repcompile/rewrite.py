@@ -175,8 +175,8 @@ def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            node.target = _safe(path)
             _place(root, _safe(path), new[path] if path in new else _copied(captured, node, memo))
+            node.target = _safe(path)
         elif node.op == "get_attr":
             path, node.target = str(node.target), _safe(str(node.target))
             _place(root, _safe(path), copy.deepcopy(captured.constants[path], memo))
@@ -218,7 +218,8 @@ def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Gr
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """A copy of `node` that reads the new `values`, named afresh, so that names do not tell what was there."""
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    copied = graph.create_node(node.op, node.target, args, kwargs, type_expr=node.type)
+    name = "self_" if str(node.target) == "self" else None  # what the generated code calls the module
+    copied = graph.create_node(node.op, node.target, args, kwargs, name=name, type_expr=node.type)
     copied.meta = dict(node.meta)
     return copied
 
