@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg

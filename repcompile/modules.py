@@ -49,9 +49,9 @@ class BorderConv(nn.Module):
         self._maps: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        scripted = torch.jit.is_scripting()  # pyright: ignore[reportPrivateImportUsage]
-        edge = self._computed(x) if scripted else self._border_map(x)
-        return self.conv(self._padded(x)) + edge
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return self.conv(self._padded(x)) + self._computed(x)
+        return self.conv(self._padded(x)) + self._border_map(x)
 
     @torch.jit.unused
     def forget(self) -> None:
@@ -95,7 +95,7 @@ class BorderConv(nn.Module):
 
     @torch.jit.unused
     def _may_remember(self, x: Tensor) -> bool:
-        """Not in a graph that is being recorded, nor inside a transform, nor what gradients or autocast pass through."""
+        """Not in what is being recorded or transformed, and not what gradients or autocast pass through."""
         recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
         transformed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
         learns = torch.is_grad_enabled() and self.border.requires_grad

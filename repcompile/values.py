@@ -26,7 +26,7 @@ class Values:
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor's values in float64, without its history, on the host: not every device has float64, or numbers of ours."""
+    """The tensor's values in float64, without its history, on the host: not every device has float64."""
     return tensor.detach().to("cpu", torch.float64)
 
 
