@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
+from repcompile.spelling import respell
 from repcompile.tracing import KEPT, Changed, torch_class, trace
 
 
@@ -59,6 +60,7 @@ def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captu
     while True:  # ends: every round makes one more module a leaf
         try:
             graph, constants, failures = trace(model, leaves, opaque)
+            respell(graph)
             classes = _classes(graph, modules, {**opaque, **failures})
             graph = functionalized(graph, modules, classes)
             break

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from repcompile.spelling import parameters
+
 Classes = Mapping[str, type[nn.Module]]
 
 
@@ -75,8 +77,14 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
 def _inplace_flag(node: fx.Node) -> bool:
     if node.kwargs.get("inplace") is True:
         return True
-    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
-    return position is not None and len(node.args) > position and node.args[position] is True
+    position = _place_of_flag(node)
+    return position is not None and node.args[position] is True
+
+
+def _place_of_flag(node: fx.Node) -> int | None:
+    """Which of the positional arguments says `inplace`, if one does."""
+    names = parameters(node.target)[: len(node.args)]
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> None:
@@ -130,8 +138,8 @@ def _make_pure(node: fx.Node) -> None:
     node.target = _pure_target(node)
     if "inplace" in node.kwargs:
         node.kwargs = {**node.kwargs, "inplace": False}
-    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
-    if position is not None and len(node.args) > position:
+    position = _place_of_flag(node)
+    if position is not None:
         node.args = tuple(False if index == position else arg for index, arg in enumerate(node.args))
 
 
@@ -152,22 +160,6 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.leaky_relu_: F.leaky_relu,
     F.elu_: F.elu,
     F.hardtanh_: F.hardtanh,
-}
-
-INPLACE_POSITION: dict[Callable[..., Any], int] = {
-    F.relu: 1,
-    F.relu6: 1,
-    F.hardswish: 1,
-    F.hardsigmoid: 1,
-    F.silu: 1,
-    F.mish: 1,
-    F.selu: 1,
-    F.celu: 2,
-    F.elu: 2,
-    F.leaky_relu: 2,
-    F.hardtanh: 3,
-    F.threshold: 3,
-    F.dropout: 3,
 }
 
 VIEWS: frozenset[Any] = frozenset(
