@@ -30,6 +30,9 @@ KEEP_SIZE_MODULES = (
     *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
 )
+FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+FLOATING_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, F.batch_norm, F.layer_norm, F.group_norm)
+NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
 
 
@@ -64,12 +67,34 @@ def _is_pure(node: fx.Node, captured: Captured) -> bool:
 def _does_nothing(node: fx.Node, captured: Captured) -> bool:
     if node.op == "call_module":
         cls = captured.torch_class(node)
-        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not captured.module(node).training)
+        module = captured.module(node)
+        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not module.training)
+        plain = plain or (cls is nn.LeakyReLU and module.negative_slope == 1)
         return plain and len(node.all_input_nodes) == 1
-    if node.op != "call_function" or node.target not in DROPOUT_FUNCTIONS:
+    if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
+        return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
+    return _neutral(node) and _floating(_operand(node), captured)
+
+
+def _neutral(node: fx.Node) -> bool:
+    """Whether it is `x * 1`, `x / 1`, `x + 0` or `x - 0`, either way round where the order does not matter."""
+    if len(node.args) != 2 or node.kwargs or len(node.all_input_nodes) != 1:
         return False
-    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    return training is False
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    number = NEUTRAL.get(str(name))
+    place = 0 if isinstance(node.args[0], int | float) and name in ("add", "mul") else 1
+    return number is not None and type(node.args[place]) in (int, float) and node.args[place] == number
+
+
+def _floating(node: fx.Node, captured: Captured, depth: int = 3) -> bool:
+    """Whether a value surely has floating-point numbers, whose dtype a Python number leaves alone."""
+    if node.op == "call_module":
+        return issubclass(captured.torch_class(node), FLOATING_MODULES)
+    if node.op != "call_function" or depth == 0:
+        return False
+    arithmetic = node.target in (operator.add, operator.sub, operator.mul)
+    operands = node.all_input_nodes if arithmetic else ()
+    return node.target in FLOATING_FUNCTIONS or any(_floating(operand, captured, depth - 1) for operand in operands)
 
 
 def _operand(node: fx.Node) -> fx.Node:
@@ -84,12 +109,22 @@ def _question(node: fx.Node) -> str | None:
 
 
 def _ask_earlier(node: fx.Node, captured: Captured) -> None:
-    """Ask the same question about the earliest value that has the same answer."""
+    """Ask the same question about an earlier value that has the same answer, and that nothing will fold away."""
     question, subject = _question(node), node.args[0]
-    while isinstance(subject, fx.Node) and _same_answer(subject, question, captured):
-        subject = subject.args[0]
-    if isinstance(subject, fx.Node):
-        node.args = (subject, *node.args[1:])
+    chain: list[fx.Node] = []
+    while isinstance(subject, fx.Node):
+        chain.append(subject)
+        subject = subject.args[0] if _same_answer(subject, question, captured) else None
+    while len(chain) > 1 and _folds(chain[-2], chain[-1], captured):
+        chain.pop()
+    node.args = (chain[-1], *node.args[1:])
+
+
+def _folds(node: fx.Node, operand: fx.Node, captured: Captured) -> bool:
+    """Whether `node` will most likely become one operator with `operand`, which nobody else reads."""
+    norm = node.op == "call_module" and issubclass(captured.torch_class(node), nn.modules.batchnorm._BatchNorm)
+    readers = [user for user in operand.users if _question(user) is None]
+    return (norm or node.target is F.batch_norm) and readers == [node]
 
 
 def _same_answer(node: fx.Node, question: str | None, captured: Captured) -> bool:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from repcompile.modules import put
 from repcompile.spelling import parameters
 
 Classes = Mapping[str, type[nn.Module]]
@@ -70,7 +71,7 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
         name = str(node.target)
         return first if name.endswith("_") and not name.endswith("__") else None
     name = getattr(node.target, "__name__", "")
-    writes = node.target in PURE or node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+    writes = node.target in PURE or (name.endswith("_") and not name.endswith("__"))
     return first if writes or _inplace_flag(node) else None
 
 
@@ -154,6 +155,9 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iand: operator.and_,
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
+    operator.setitem: put,
     torch.relu_: torch.relu,
     torch.sigmoid_: torch.sigmoid,
     F.relu_: F.relu,
@@ -183,7 +187,8 @@ FRESH_MODULES = (
 FRESH_FUNCTIONS: frozenset[Any] = frozenset(
     [
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul, operator.pow),
-        *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor),
+        *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor, put),
+        *(operator.lshift, operator.rshift),
         *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat, torch.stack, torch.exp),
         *(torch.relu, torch.sigmoid, torch.tanh, torch.softmax, torch.mean, torch.sum, torch.rsqrt, torch.sqrt),
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),

@@ -1,4 +1,4 @@
-"""The modules that emission needs beyond torch.nn's own."""
+"""The modules and functions that graphs need beyond torch's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 
 MAPS_KEPT = 8  # input sizes whose border map is remembered
+
+
+def put(x: Tensor, index: Any, value: Any) -> Tensor:
+    """What `x` is after `x[index] = value`; `x` itself stays as it is."""
+    result = x.clone()
+    result[index] = value
+    return result
 
 
 class ChannelAffine(nn.Module):

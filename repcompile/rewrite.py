@@ -11,12 +11,14 @@ import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Fact, Facts, Step, at_home
@@ -69,7 +71,7 @@ def rewrite(
             rollbacks.append(Rollback(region, str(reason)))
     names = _names([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
-    return _assembled(captured, done, inner or {}), done, tuple(rollbacks)
+    return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
@@ -167,9 +169,11 @@ def _prefixes(path: str) -> list[str]:
 # -- assembly ----------------------------------------------------------------------------------------------------------
 
 
-def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]) -> fx.GraphModule:
-    graph = _new_graph(captured, {item.region.sink: item for item in done})
-    memo: dict[int, object] = {}
+def _assembled(
+    captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    graph, constants = _new_graph(captured, facts, {item.region.sink: item for item in done})
+    memo: dict[int, Any] = {}
     root = nn.Module()
     new = {item.path: item.module for item in done if item.module is not None}
     for node in graph.nodes:
@@ -179,7 +183,7 @@ def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str
             node.target = _safe(path)
         elif node.op == "get_attr":
             path, node.target = str(node.target), _safe(str(node.target))
-            _place(root, _safe(path), copy.deepcopy(captured.constants[path], memo))
+            _place(root, _safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
         root.set_submodule(_safe(path), part)
     module = fx.GraphModule(root, graph, captured.name)
@@ -203,16 +207,39 @@ def _safe(path: str) -> str:
     return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
 
 
-def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Graph:
-    """The old graph with one call for each region; what nobody reads any more is left out."""
+def _new_graph(
+    captured: Captured, facts: Facts, rewritten: dict[fx.Node, Rewritten]
+) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+    """(graph, what its `get_attr` nodes name): the old graph with one call for each region.
+
+    What nobody reads any more is left out, and what depends on no input is evaluated.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
-    for node in _needed(captured.graph, rewritten):
+    settled: dict[fx.Node, Tensor] = {}
+    needed = _needed(captured.graph, facts, rewritten, settled)
+    names = _names_of_settled(settled, captured)
+    for node in needed:
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
+        elif node in settled:
+            values[node] = graph.create_node("get_attr", names[node])
         else:
             values[node] = _same_node(graph, node, values)
-    return graph
+    return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
+
+
+def _names_of_settled(settled: Iterable[fx.Node], captured: Captured) -> dict[fx.Node, str]:
+    """A place in the hierarchy for each tensor that was computed: its own name if it is a parametrized one."""
+    names: dict[fx.Node, str] = {}
+    taken = {*captured.constants, *captured.modules}
+    for node in settled:
+        path = str(node.meta.get("path", ""))
+        owner, parametrized, field = path.partition(".parametrizations.")
+        wish = f"{owner}.{field}" if parametrized else ""
+        names[node] = wish if wish and wish not in taken else f"{path}.{node.name}_settled".lstrip(".")
+        taken.add(names[node])
+    return names
 
 
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -224,15 +251,25 @@ def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]
     return copied
 
 
-def _needed(graph: fx.Graph, rewritten: dict[fx.Node, Rewritten]) -> list[fx.Node]:
-    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order."""
+def _needed(
+    graph: fx.Graph, facts: Facts, rewritten: dict[fx.Node, Rewritten], settled: dict[fx.Node, Tensor]
+) -> list[fx.Node]:
+    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order.
+
+    settled: gets the values of the needed ones that depend on no input.
+    """
     needed: set[fx.Node] = set()
     covered = {node for item in rewritten.values() for node in (*item.region.dying, item.region.sink)}
     for node in reversed(graph.nodes):
         effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
-        if effect or node in needed:
-            needed.add(node)
+        if not (effect or node in needed):
+            continue
+        needed.add(node)
+        constant = facts.constants.evaluated(node) if node in facts.constants and node.op != "get_attr" else None
+        if constant is None:
             needed.update(_reads(node, rewritten))
+        else:
+            settled[node] = constant
     return [node for node in graph.nodes if node in needed]
 
 
@@ -264,9 +301,9 @@ def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[f
     return value
 
 
-def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Module:
+def _copied(captured: Captured, node: fx.Node, memo: dict[int, Any]) -> nn.Module:
     """A copy of a module that stays; it writes in place only where the value it reads is nobody else's."""
-    result = copy.deepcopy(captured.module(node), memo)
+    result = duplicate(captured.module(node), memo)
     operand = node.args[0] if node.args else None
     if node.meta.get("inplace") and isinstance(operand, fx.Node) and not _spare(operand, captured):
         result.__dict__["inplace"] = False

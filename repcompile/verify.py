@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
 from repcompile.facts import Facts, Step
@@ -90,7 +90,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
     tolerance = _tolerance(model)
-    exact, other = copy.deepcopy(model).double(), copy.deepcopy(fused).double()
+    exact, other = duplicate(model).double(), duplicate(fused).double()
     inputs = _in_float64(example_inputs)
     return (
         compare_outputs(run_copy(exact, inputs), run_copy(other, inputs), tolerance),

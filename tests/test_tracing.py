@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repcompile import ModelError, fuse
-from repcompile.tracing import torch_class
+from repcompile.classes import torch_class
 from tests.test_hostile import (
     Net,
     Undecided,
