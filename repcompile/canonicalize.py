@@ -121,10 +121,9 @@ def _ask_earlier(node: fx.Node, captured: Captured) -> None:
 
 
 def _folds(node: fx.Node, operand: fx.Node, captured: Captured) -> bool:
-    """Whether `node` will most likely become one operator with `operand`, which nobody else reads."""
+    """Whether `node` will most likely become one operator with `operand`, which nobody else reads or asks."""
     norm = node.op == "call_module" and issubclass(captured.torch_class(node), nn.modules.batchnorm._BatchNorm)
-    readers = [user for user in operand.users if _question(user) is None]
-    return (norm or node.target is F.batch_norm) and readers == [node]
+    return (norm or node.target is F.batch_norm) and list(operand.users) == [node]
 
 
 def _same_answer(node: fx.Node, question: str | None, captured: Captured) -> bool:
