@@ -26,6 +26,7 @@ from repcompile.factories import Factories
 from repcompile.memory import require_unchanged, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, TensorValue, Value
+from repcompile.questions import asks_for_type
 from repcompile.reasons import reason_of
 from repcompile.wrappers import own_call, wrapped
 
@@ -191,9 +192,13 @@ class _Tracer(fx.Tracer):
         leaf = path != "" and (path in self._opaque or has_hooks or self._is_leaf(module))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
-        call = (
-            self._leaf_call(path) if leaf else self._inlined_call(path, wrapped(module) or module.forward, overridden)
-        )
+        if leaf:
+            call = self._leaf_call(path)
+        elif asks_for_type(module):
+            call = self._inlined_call(path, self._refusing("compares the type of what may be a tensor"), overridden)
+        else:
+            forward = _with_weights(module, wrapped(module) or module.forward)
+            call = self._inlined_call(path, forward, overridden)
         if leaf and overridden:
             call = self._refusing(f"calls {path}, which stays Python and has a __call__ of its own")
         attributes = vars(module)
