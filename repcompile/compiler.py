@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +10,9 @@ from torch import fx, nn
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.copies import duplicate
 from repcompile.cost import CostModel, Roofline
+from repcompile.defaults import specialized
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
 from repcompile.facts import Facts, affine_facts
@@ -22,6 +23,7 @@ from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.verify import Check, compare_outputs, verify
+from repcompile.wrappers import unwrapped
 
 Inputs = Sequence[Any]
 
@@ -62,6 +64,7 @@ def compile_model(
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     result = _rounds(model, example_inputs, rules, cost or Roofline())
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 
@@ -71,14 +74,28 @@ def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cos
         first = _one_round(model, example_inputs, rules, cost)
     except Untraceable as reason:
         return _around(model, str(reason), rules, cost)
-    if not (first.facts.truncated and first.rewritten):
-        return first
-    later = _rounds(first.module, example_inputs, rules, cost)
-    return replace(first, module=later.module, later=later)
+    if first.facts.truncated and first.rewritten:
+        later = _rounds(first.module, _inputs_of(first, example_inputs), rules, cost)
+        first = replace(first, module=later.module, later=later)
+    return replace(first, module=_callable_as(model, first))
+
+
+def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
+    """What the graph of `result` gets in the call that the examples are."""
+    arguments = result.captured.arguments
+    return examples if examples is None or arguments is None else arguments.values(examples, {})
+
+
+def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
+    """The fused model, for every way in which the model may be called."""
+    arguments = result.captured.arguments
+    if not isinstance(result.module, fx.GraphModule) or arguments is None:
+        return result.module
+    return specialized(result.module, model, arguments)
 
 
 def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
-    captured = canonicalize(capture(model, rules.module_classes))
+    captured = canonicalize(capture(model, rules.module_classes, example_inputs))
     known = _measured(captured, model, example_inputs)
     facts = affine_facts(captured, rules, known)  # legality: no weight is read
     regions = candidate_regions(captured, facts, known)
@@ -100,7 +117,7 @@ def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> C
     """A model whose own forward stays Python: a copy, with compiled children."""
     captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
     inner = _inside({"": model}, rules, cost)
-    module = copy.deepcopy(model)
+    module = duplicate(model)
     for path, part in inner.items():
         module.set_submodule(path, part.module)
     return Compilation(captured, affine_facts(captured, rules), Plan(()), module, (), (), inner=inner)

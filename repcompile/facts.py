@@ -130,7 +130,7 @@ class _Interpreter:
             self._shapes[node], self._found[node] = step.layout.shape, layout
         if affine is not None:
             facts = self._visit_affine(node, affine, values, facts)
-        if facts:
+        if facts or affine is not None:
             self._facts[node] = facts
         if self._shapes[node] is None and shape is not None:
             self._shapes[node] = self._shape_of(node, shape, values)

@@ -18,6 +18,7 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map
 from repcompile.facts import Facts
+from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
@@ -75,7 +76,7 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     if isinstance(fact.map, Uniform) and not fact.map.is_identity:
         return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
-    dying = _dying(interior, sink)
+    dying = _dying(interior, sink, fact.source, pricing.facts)
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return []
@@ -108,12 +109,30 @@ def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set
     return found
 
 
-def _dying(interior: tuple[fx.Node, ...], sink: fx.Node) -> tuple[fx.Node, ...]:
-    gone = {sink}
+def _dying(interior: tuple[fx.Node, ...], sink: fx.Node, source: fx.Node, facts: Facts) -> tuple[fx.Node, ...]:
+    """The interior values that nobody else reads; a question about one may find its answer elsewhere."""
+    gone: set[fx.Node] = set()
     for node in reversed(interior):
-        if all(user in gone for user in node.users):
+        others = [user for user in node.users if user is not sink and user not in gone]
+        if all(answered(user, node, source, facts, gone) is not None for user in others):
             gone.add(node)
     return tuple(node for node in interior if node in gone)
+
+
+def answered(
+    question: fx.Node, subject: fx.Node, source: fx.Node, facts: Facts, gone: Container[fx.Node]
+) -> fx.Node | None:
+    """Who answers a question about an interior value once that is gone; None if it is no question, or nobody does.
+
+    Behind operators that keep the rank and the batch, the source knows these.
+    """
+    if question_of(question) is None:
+        return None
+    other = other_subject(question, gone)
+    if other is not None:
+        return other
+    kept = any(fact.source is source and not fact.path for fact in facts.maps.get(subject, ()))
+    return source if kept and about_batch(question) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +178,14 @@ class _Pricing:
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
         operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
-        if not self.facts.maps[node] or not operands:
-            return ()
+        if self.facts.rules[node].wants("part") and not self.facts.maps[node]:
+            return ()  # a tuple of views
         after = self._positions(node, whole)
         if len(operands) > 1:
             return (cost_of_elementwise(len(operands), self._channels(node), after),)
         step = self._about(node, operands[0])
-        if step is None:
-            return ()
+        if step is None:  # known only together with what is in front of it
+            return (cost_of_elementwise(1, self._channels(node), after),)
         if step.path and isinstance(step.map, Uniform):
             (own,) = step.path[-1:]
             before = self._positions(operands[0], whole)

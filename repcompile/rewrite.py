@@ -11,21 +11,24 @@ import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold
 from repcompile.inplace import is_fresh
+from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
-from repcompile.regions import Region
+from repcompile.regions import Region, answered
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
 
@@ -69,7 +72,7 @@ def rewrite(
             rollbacks.append(Rollback(region, str(reason)))
     names = _names([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
-    return _assembled(captured, done, inner or {}), done, tuple(rollbacks)
+    return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
@@ -167,19 +170,21 @@ def _prefixes(path: str) -> list[str]:
 # -- assembly ----------------------------------------------------------------------------------------------------------
 
 
-def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]) -> fx.GraphModule:
-    graph = _new_graph(captured, {item.region.sink: item for item in done})
-    memo: dict[int, object] = {}
+def _assembled(
+    captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    graph, constants = _new_graph(captured, facts, {item.region.sink: item for item in done})
+    memo: dict[int, Any] = {}
     root = nn.Module()
     new = {item.path: item.module for item in done if item.module is not None}
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            node.target = _safe(path)
             _place(root, _safe(path), new[path] if path in new else _copied(captured, node, memo))
+            node.target = _safe(path)
         elif node.op == "get_attr":
             path, node.target = str(node.target), _safe(str(node.target))
-            _place(root, _safe(path), copy.deepcopy(captured.constants[path], memo))
+            _place(root, _safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
         root.set_submodule(_safe(path), part)
     module = fx.GraphModule(root, graph, captured.name)
@@ -203,35 +208,86 @@ def _safe(path: str) -> str:
     return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
 
 
-def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Graph:
-    """The old graph with one call for each region; what nobody reads any more is left out."""
+def _new_graph(
+    captured: Captured, facts: Facts, rewritten: dict[fx.Node, Rewritten]
+) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+    """(graph, what its `get_attr` nodes name): the old graph with one call for each region.
+
+    What nobody reads any more is left out, and what depends on no input is evaluated.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
-    for node in _needed(captured.graph, rewritten):
+    settled: dict[fx.Node, Tensor] = {}
+    asked = _asked_elsewhere(captured.graph, facts, rewritten)
+    needed = _needed(captured.graph, facts, rewritten, settled, asked)
+    names = _names_of_settled(settled, captured)
+    for node in needed:
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
+        elif node in settled:
+            values[node] = graph.create_node("get_attr", names[node])
+        elif node in asked:
+            values[node] = _same_node(graph, node, ChainMap({node.args[0]: values[asked[node]]}, values))
         else:
             values[node] = _same_node(graph, node, values)
-    return graph
+    return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
+
+
+def _asked_elsewhere(
+    graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]
+) -> dict[fx.Node, fx.Node]:
+    """Questions about values that are gone, and the value that answers instead."""
+    source = {node: item.region.source for item in rewritten.values() for node in item.region.dying}
+    questions = [node for node in graph.nodes if question_of(node) is not None and node.args[0] in source]
+    found = {node: answered(node, node.args[0], source[node.args[0]], facts, source) for node in questions}
+    return {node: subject for node, subject in found.items() if subject is not None}
+
+
+def _names_of_settled(settled: Iterable[fx.Node], captured: Captured) -> dict[fx.Node, str]:
+    """A place in the hierarchy for each tensor that was computed: its own name if it is a parametrized one."""
+    names: dict[fx.Node, str] = {}
+    taken = {*captured.constants, *captured.modules}
+    for node in settled:
+        path = str(node.meta.get("path", ""))
+        owner, parametrized, field = path.partition(".parametrizations.")
+        wish = f"{owner}.{field}" if parametrized else ""
+        names[node] = wish if wish and wish not in taken else f"{path}.{node.name}_settled".lstrip(".")
+        taken.add(names[node])
+    return names
 
 
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """A copy of `node` that reads the new `values`, named afresh, so that names do not tell what was there."""
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    copied = graph.create_node(node.op, node.target, args, kwargs, type_expr=node.type)
-    copied.meta = dict(node.meta)
+    name = "self_" if str(node.target) == "self" else None  # what the generated code calls the module
+    copied = graph.create_node(node.op, node.target, args, kwargs, name=name, type_expr=node.type)
+    copied.meta = {name: value for name, value in node.meta.items() if name != ASKED}
     return copied
 
 
-def _needed(graph: fx.Graph, rewritten: dict[fx.Node, Rewritten]) -> list[fx.Node]:
-    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order."""
+def _needed(
+    graph: fx.Graph,
+    facts: Facts,
+    rewritten: dict[fx.Node, Rewritten],
+    settled: dict[fx.Node, Tensor],
+    asked: Mapping[fx.Node, fx.Node],
+) -> list[fx.Node]:
+    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order.
+
+    settled: gets the values of the needed ones that depend on no input.
+    """
     needed: set[fx.Node] = set()
     covered = {node for item in rewritten.values() for node in (*item.region.dying, item.region.sink)}
     for node in reversed(graph.nodes):
         effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
-        if effect or node in needed:
-            needed.add(node)
-            needed.update(_reads(node, rewritten))
+        if not (effect or node in needed):
+            continue
+        needed.add(node)
+        constant = facts.constants.evaluated(node) if node in facts.constants and node.op != "get_attr" else None
+        if constant is None:
+            needed.update({asked[node]} if node in asked else _reads(node, rewritten))
+        else:
+            settled[node] = constant
     return [node for node in graph.nodes if node in needed]
 
 
@@ -263,9 +319,9 @@ def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[f
     return value
 
 
-def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Module:
+def _copied(captured: Captured, node: fx.Node, memo: dict[int, Any]) -> nn.Module:
     """A copy of a module that stays; it writes in place only where the value it reads is nobody else's."""
-    result = copy.deepcopy(captured.module(node), memo)
+    result = duplicate(captured.module(node), memo)
     operand = node.args[0] if node.args else None
     if node.meta.get("inplace") and isinstance(operand, fx.Node) and not _spare(operand, captured):
         result.__dict__["inplace"] = False

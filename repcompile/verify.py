@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,13 +12,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repcompile.affine import Affine
+from repcompile.axis import Axis
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
 from repcompile.facts import Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.paths import Step
 from repcompile.regions import Region
+from repcompile.shapes import Shape, Size
 from repcompile.values import Reader, Values
 
 EPS = torch.finfo(torch.float64).eps
@@ -91,7 +93,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
     tolerance = _tolerance(model)
-    exact, other = copy.deepcopy(model).double(), copy.deepcopy(fused).double()
+    exact, other = duplicate(model).double(), duplicate(fused).double()
     inputs = _in_float64(example_inputs)
     return (
         compare_outputs(run_copy(exact, inputs), run_copy(other, inputs), tolerance),
@@ -138,7 +140,7 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 
 def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
     """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis."""
-    shape, fact = facts.shapes.get(region.source), region.fact
+    shape, fact = _source_shape(region, facts), region.fact
     if shape is None:
         return {}
     assigned = {name: 2 if fact.path else 1 for size in shape for name in size.names}  # rearranging may mix up batches
@@ -152,12 +154,33 @@ def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
 
 def _wanted(x: Affine) -> list[int]:
     """Positions along each axis so that some windows touch the border and some do not."""
-    sizes = (axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0) for axis in x.axes)
-    return [max(size, 2) + place for place, size in enumerate(sizes)]
+    return [
+        _covered(axis, max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + place)
+        for place, axis in enumerate(x.axes)
+    ]
+
+
+def _covered(axis: Axis, least: int) -> int:
+    """The first size from `least` on at which the last window ends where the padding does, and reads all of it."""
+    return next(size for size in range(least, least + axis.stride) if (axis.up * (size - 1) + axis.growth) % axis.stride == 0)
+
+
+def _source_shape(region: Region, facts: Facts) -> Shape | None:
+    """The shape of the source; where nothing tells it, that of the value in front of the first change of layout."""
+    shape, path = facts.shapes.get(region.source), region.fact.path
+    if shape is not None or not path:
+        return shape
+    operand = path[0].node.args[0]
+    known = facts.shapes.get(operand) if isinstance(operand, fx.Node) else None
+    inner = next((f.map for f in facts.maps.get(operand, ()) if f.source is region.source and not f.path), None)  # type: ignore[arg-type]
+    if known is None or not isinstance(inner, Affine):
+        return known
+    channels = len(known) - 1 - len(inner.axes)
+    return (*known[:channels], Size(inner.c_in), *known[channels + 1 :])
 
 
 def _image(region: Region, x: Affine, facts: Facts, assigned: Mapping[str, int]) -> Tensor:
-    shape = facts.shapes.get(region.source)
+    shape = _source_shape(region, facts)
     if shape is not None:
         sizes = evaluated_shape(shape, assigned)
     else:
