@@ -28,6 +28,7 @@ from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named
 from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
+ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 CONVOLUTIONS_OF = (
     (nn.Conv1d, nn.ConvTranspose1d),
@@ -53,7 +54,7 @@ class Facts:
 
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
-    constants: the nodes that depend on no input.  truncated: whether `HORIZON` cut something off.
+    constants: the nodes that depend on no input.  steps: the nodes that only move positions.  truncated: whether `HORIZON` cut something off.
     """
 
     maps: Mapping[fx.Node, tuple[Fact, ...]]
@@ -62,7 +63,12 @@ class Facts:
     sizes: Mapping[fx.Node, Size]
     rules: Mapping[fx.Node, Rule]
     constants: Constants
+    steps: Mapping[fx.Node, Step]
     truncated: bool
+
+    def is_split(self, node: fx.Node) -> bool:
+        """Whether the value is a tuple of parts of another one."""
+        return node in self.rules and self.rules[node].wants("part") and node.target is not operator.getitem
 
 
 def affine_facts(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]] | None = None) -> Facts:
@@ -88,13 +94,14 @@ class _Interpreter:
         self._asked: dict[fx.Node, fx.Node] = {}  # `x.shape` node -> x
         self._numbers: set[fx.Node] = set()  # whatever is computed from sizes, devices and dtypes: no tensors
         self._found: dict[fx.Node, Rule] = {}
+        self._steps: dict[fx.Node, Step] = {}
         self._calls: dict[fx.Node, tuple[fx.Node, dict[str, Any]]] = {}  # a part of a tuple -> who made the tuple
         self._refusals: list[Refusal] = []
         self._copies: dict[int, nn.Module] = {}
         self._truncated = False
 
     def result(self) -> Facts:
-        known = (self._shapes, self._sizes, self._found, self._constants)
+        known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
         return Facts(self._facts, self._refusals, *known, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
@@ -109,10 +116,8 @@ class _Interpreter:
         self._shapes[node] = None
         if values:
             self._visit_value(node, values)
-        if self._shapes.get(node) is None and node in self._known:
-            self._shapes[node] = named(node.name, len(self._known[node]))
         if self._shapes.get(node) is None:
-            self._shapes[node] = self._read_as(node)
+            self._shapes[node] = self._seen_as(node)
 
     def _visit_value(self, node: fx.Node, values: list[fx.Node]) -> None:
         """By the affine rule, where it refuses by the layout rule; the shape by its own rule where both are silent."""
@@ -127,7 +132,7 @@ class _Interpreter:
         step = None if layout is None else self._step(node, layout, values[0])
         facts = () if step is None else tuple(stepped(fact, step) for fact in self._sources(values[0]))
         if step is not None and layout is not None:
-            self._shapes[node], self._found[node] = step.layout.shape, layout
+            self._shapes[node], self._found[node], self._steps[node] = step.layout.shape, layout, step
         if affine is not None:
             facts = self._visit_affine(node, affine, values, facts)
         if facts or affine is not None:
@@ -136,7 +141,15 @@ class _Interpreter:
             self._shapes[node] = self._shape_of(node, shape, values)
 
     def _is_split(self, value: Any) -> bool:
-        return isinstance(value, fx.Node) and value in self._found and self._found[value].wants("part")
+        return isinstance(value, fx.Node) and value in self._found and self._found[value].wants("part") and value not in self._calls
+
+    def _seen_as(self, node: fx.Node) -> Shape | None:
+        """The rank from a run, and the shape that a reader expects, where the two agree."""
+        read = self._read_as(node)
+        if node not in self._known:
+            return read
+        rank = len(self._known[node])
+        return read if read is not None and len(read) == rank else named(node.name, rank)
 
     def _read_as(self, node: fx.Node) -> Shape | None:
         """The shape that a convolution expects of what it reads; it is taken to be called on batches."""
@@ -329,17 +342,31 @@ class _Interpreter:
         return shape
 
     def _affine_shape(self, node: fx.Node, facts: Sequence[Fact], values: list[fx.Node]) -> Shape | None:
+        """The operand's shape, with the map's channels and positions; None where nothing proves it."""
         shapes = [self._shapes.get(value) for value in values]
-        if not facts and len(values) > 1:
-            return broadcast(shapes[0], shapes[1], node.name) if len(shapes) == 2 else None
-        near = next((fact for fact in facts if not fact.path), None)
+        near = next((fact.map for fact in facts if not fact.path), None)
+        if near is None and len(values) == 2 and self._elementwise(node):
+            return broadcast(shapes[0], shapes[1], node.name)
         first = next((shape for shape in shapes if shape is not None), None)
-        if near is None or isinstance(near.map, Uniform):
+        if near is None:
+            last = next((fact.map for fact in facts if fact.ends and isinstance(fact.map, Affine)), None)
+            return None if first is None or last is None or not last.pointwise else _widened(first, last)
+        if isinstance(near, Uniform):
             return first
         if len(values) == 1 or first is None:
-            return _mapped_shape(near.map, self._shapes.get(near.source), near.source.name, node.name)
-        place = len(first) - 1 - len(near.map.axes)
-        return (*first[:place], Size(near.map.c_out), *first[place + 1 :])
+            source = next(fact.source for fact in facts if fact.map is near)
+            return _mapped_shape(near, self._shapes.get(source), source.name, node.name)
+        return _widened(first, near)
+
+    def _elementwise(self, node: fx.Node) -> bool:
+        rule = self._rules.find(node, self._captured, "affine")
+        return rule is not None and rule.name in ELEMENTWISE
+
+
+def _widened(shape: Shape, x: Affine) -> Shape:
+    """`shape` with as many channels as `x` has."""
+    place = len(shape) - 1 - len(x.axes)
+    return (*shape[:place], Size(x.c_out), *shape[place + 1 :])
 
 
 def _home(facts: Sequence[Fact], result: Map, end: int) -> int:

@@ -73,7 +73,7 @@ def candidate_regions(
 
 def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _Pricing) -> list[Region]:
     """The region of one fact, once for each place of its path where the map can stand and costs something else."""
-    if isinstance(fact.map, Uniform) and not fact.map.is_identity:
+    if isinstance(fact.map, Uniform) and (fact.path or not fact.map.is_identity):
         return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
     dying = _dying(interior, sink, fact.source, pricing.facts)
@@ -178,23 +178,36 @@ class _Pricing:
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
         operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
-        if self.facts.rules[node].wants("part") and not self.facts.maps[node]:
+        if self.facts.is_split(node):
             return ()  # a tuple of views
-        after = self._positions(node, whole)
         if len(operands) > 1:
-            return (cost_of_elementwise(len(operands), self._channels(node), after),)
+            return (self._elementwise(node, len(operands), whole),)
         step = self._about(node, operands[0])
         if step is None:  # known only together with what is in front of it
-            return (cost_of_elementwise(1, self._channels(node), after),)
+            return (self._elementwise(node, 1, whole),)
         if step.path and isinstance(step.map, Uniform):
-            (own,) = step.path[-1:]
-            before = self._positions(operands[0], whole)
-            return (
-                (cost_of_elementwise(1, self._channels(node), before * max(own.layout.scale, 1.0)),)
-                if own.layout.name
-                else ()
-            )
-        return cost_of_map(step.map, self._channels(node), self._positions(operands[0], whole), after)
+            return self._of_moving(node, operands[0], step.path[-1], whole)
+        before, after = self._positions(operands[0], whole), self._positions(node, whole)
+        if isinstance(step.map, Affine):
+            before = self._measured_positions(operands[0], step.map.c_in) or before
+            after = self._measured_positions(node, step.map.c_out) or after
+        return cost_of_map(step.map, self._channels(node), before, after)
+
+    def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
+        """What makes positions anew reads its image once; what only moves them is a view."""
+        if not step.layout.name:
+            return ()
+        positions = self._positions(operand, whole) * max(step.layout.scale, 1.0)
+        return (cost_of_elementwise(1, self._channels(operand), positions),)
+
+    def _elementwise(self, node: fx.Node, operands: int, whole: Fact) -> Cost:
+        measured = self._measured_positions(node, 1)
+        if measured is not None:
+            return cost_of_elementwise(operands, 1, measured)
+        return cost_of_elementwise(operands, self._channels(node), self._positions(node, whole))
+
+    def _measured_positions(self, node: fx.Node, channels: int) -> float | None:
+        return prod(self.known[node]) / channels if node in self.known else None
 
     def _about(self, node: fx.Node, source: fx.Node) -> Fact | None:
         return next((fact for fact in self.facts.maps[node] if fact.source is source), None)
@@ -212,13 +225,16 @@ class _Pricing:
             if isinstance(fact.map, Affine) and fact.ends:
                 return fact.map.c_out
         shape = self.facts.shapes.get(node)
+        measured = self.known.get(node, ())
+        if len(measured) > 1:
+            return measured[1]
         return (shape[1].known if shape is not None and len(shape) > 1 else None) or UNKNOWN_CHANNELS
 
 
 def _values(node: fx.Node, facts: Facts) -> list[fx.Node]:
     """What `node` reads; of a part of a tuple, what the tuple was made of."""
-    found = [o for o in node.all_input_nodes if o in facts.maps and not facts.maps[o] and facts.rules[o].wants("part")]
-    return [value for operand in node.all_input_nodes for value in (operand.all_input_nodes if operand in found else [operand])]
+    read = ((o.all_input_nodes if facts.is_split(o) else [o]) for o in node.all_input_nodes)
+    return list(chain(*read))
 
 
 def _ratio(x: Map) -> float:

@@ -81,11 +81,11 @@ def spread_over(track: Track, axis: int) -> tuple[int, list[int]] | None:
 def drawn_from(track: Track, place: int, axis: int) -> list[int] | None:
     """For every entry of the source's `axis`, its position on the result's axis `place`.
 
-    None if other axes have a part in that one, or if a size is not known.
+    None if other axes have a part in that one, if entries are lost, or if a size is not known.
     """
     mine = track[place]
     pieces = sorted((p for axes in track for p in axes if p.origin == axis), key=lambda piece: piece.part)
-    if not mine or not all(piece.origin == axis for piece in mine):
+    if not mine or not all(piece.origin == axis for piece in mine) or not whole(pieces, axis):
         return None
     sizes = _known([piece.size for piece in pieces])
     if sizes is None:
@@ -123,10 +123,10 @@ def _is_whole(piece: Piece, axis: int) -> bool:
 def _index(pieces: Sequence[Piece], axis: int) -> list[int] | None:
     """The entry of `axis` for every position on an axis of these pieces."""
     sizes = _known([piece.size for piece in pieces])
-    if sizes is None:
+    mine = sorted((piece for piece in pieces if piece.origin == axis), key=lambda piece: piece.part)
+    if sizes is None or not whole(mine, axis):
         return None
     grid = dict(zip(pieces, np.indices(sizes).reshape(len(sizes), -1), strict=True))
-    mine = sorted((piece for piece in pieces if piece.origin == axis), key=lambda piece: piece.part)
     return _ravelled([grid[piece] for piece in mine], [piece.size.number for piece in mine]).tolist()
 
 

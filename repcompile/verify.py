@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +22,7 @@ from repcompile.facts import Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.paths import Step
 from repcompile.regions import Region
-from repcompile.shapes import Shape, Size
+from repcompile.shapes import Shape, Size, product
 from repcompile.values import Reader, Values
 
 EPS = torch.finfo(torch.float64).eps
@@ -139,17 +140,49 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 
 
 def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
-    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis."""
+    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis.
+
+    What a reshape on the way takes for granted comes first.
+    """
     shape, fact = _source_shape(region, facts), region.fact
+    fixed = _taken_for_granted(region, facts)
     if shape is None:
-        return {}
+        return fixed
     assigned = {name: 2 if fact.path else 1 for size in shape for name in size.names}  # rearranging may mix up batches
+    assigned |= fixed
     layout = fact.path[fact.at - 1].layout.shape if fact.at else shape  # as the map sees it
     for size, needed in zip(layout[len(layout) - len(x.axes) - 1 :], (x.c_in, *_wanted(x)), strict=True):
-        if size.names:
-            rest = prod(assigned.get(name, 1) for name in size.names[1:]) * size.number
-            assigned[size.names[0]] = max(assigned.get(size.names[0], 1), -(-needed // rest))
+        free = [name for name in size.names if name not in fixed]
+        if free:
+            rest = prod(assigned.get(name, 1) for name in size.names if name != free[0]) * size.number
+            assigned[free[0]] = max(assigned.get(free[0], 1), -(-needed // rest))
     return assigned
+
+
+def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
+    """Sizes without which a change of layout inside the region has not as many elements behind as in front."""
+    fixed: dict[str, int] = {}
+    steps = [facts.steps[node] for node in region.nodes if node in facts.steps]
+    for step in steps:
+        before, after = product(step.before), product(step.layout.shape)
+        if not step.layout.regroups or before == after:
+            continue
+        mine, theirs = Counter(before.names), Counter(after.names)
+        left, right = [(mine - theirs).elements(), (theirs - mine).elements()]
+        _solve(fixed, before.number, list(left), after.number, list(right))
+    return fixed
+
+
+def _solve(fixed: dict[str, int], number: int, names: list[str], other: int, others: list[str]) -> None:
+    """Assign `names` or `others` so that number * names = other * others, if one side has nothing left to assign."""
+    for name in (*names, *others):
+        if name in fixed:
+            number, other = (number * fixed[name], other) if name in names else (number, other * fixed[name])
+    free, frees = [n for n in names if n not in fixed], [n for n in others if n not in fixed]
+    if free and not frees and other % number == 0:
+        fixed.update({name: 1 for name in free[:-1]}, **{free[-1]: other // number})
+    elif frees and not free and number % other == 0:
+        fixed.update({name: 1 for name in frees[:-1]}, **{frees[-1]: number // other})
 
 
 def _wanted(x: Affine) -> list[int]:
