@@ -112,10 +112,13 @@ def _require_eval(model: nn.Module) -> None:
             f"{type(model).__name__} is in training mode, where batch norm depends on the batch and nothing folds: "
             "call model.eval() first"
         )
-    if any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    tensors = (*model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ModelError(f"{type(model).__name__} has lazy parameters: run it once, then compile it")
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if any(tensor.is_meta for tensor in tensors):
         raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")
+    if any(type(tensor).__name__ == "FakeTensor" for tensor in tensors):
+        raise ModelError(f"{type(model).__name__} has fake tensors, which hold no weights to fold")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a scripted module has no Python left to trace: compile the model, then script the result")
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+TABLES = ("_parameters", "_buffers", "_modules")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,5 +39,7 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Tensors with a history among the plain attributes of all modules."""
     for module in model.modules():
         for name, value in vars(module).items():
-            leaves = () if name in ("_parameters", "_buffers", "_modules") else pytree.tree_leaves(value)
+            if name in TABLES or not isinstance(value, Tensor | list | tuple | dict):
+                continue
+            leaves = pytree.tree_leaves(value)
             yield from (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf)

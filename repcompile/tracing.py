@@ -173,6 +173,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Value):
             return a.node
+        if isinstance(a, torch.ScriptObject):
+            raise self.refusal("has weights that are packed, and no tensors")
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -192,6 +194,8 @@ class _Tracer(fx.Tracer):
         leaf = path != "" and (path in self._opaque or has_hooks or self._is_leaf(module))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
+        elif leaf and isinstance(module, torch.jit.ScriptModule):
+            self.failures[path] = "it is scripted, and has no Python left to trace"
         if leaf:
             call = self._leaf_call(path)
         elif asks_for_type(module):
