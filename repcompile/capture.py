@@ -72,7 +72,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**opaque, **traced.failures})
-            graph = functionalized(traced.graph, modules, classes)
+            graph = _placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -96,6 +96,15 @@ def _classes(
     paths = {str(node.target) for node in graph.nodes if node.op == "call_module"} - set(opaque)
     found = {path: torch_class(modules[path]) for path in paths}
     return {path: cls for path, cls in found.items() if cls is not None}
+
+
+def _placed(graph: fx.Graph) -> fx.Graph:
+    """The graph, where calls in the root's forward belong to the module whose weights they take."""
+    for node in graph.nodes:
+        owners = [operand.meta.get("path") for operand in node.all_input_nodes if operand.op == "get_attr"]
+        if node.op == "call_function" and not node.meta.get("path") and owners:
+            node.meta["path"] = owners[0]
+    return graph
 
 
 def _transient(model: nn.Module) -> frozenset[str]:

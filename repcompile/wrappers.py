@@ -28,7 +28,8 @@ def wrapped(module: nn.Module) -> Callable[..., Any] | None:
     """The module whose result `module` returns as it is, None if it is no such wrapper."""
     if _compiled(module):
         return module._orig_mod
-    return module.module if isinstance(module, AROUND_MODULE) else None
+    inner: Any = module.module if isinstance(module, AROUND_MODULE) else None
+    return inner
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
