@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -78,9 +79,10 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
         return None, None
     read = Remembering()
     try:
-        values = fold(x, read)
-        module = emit(x, values)
-        check = verify_region(region, x, values, module, captured, facts, read)
+        with torch.no_grad():  # as the model runs: torch has kernels that round differently with gradients
+            values = fold(x, read)
+            module = emit(x, values)
+            check = verify_region(region, x, values, module, captured, facts, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
     if not check.passed:

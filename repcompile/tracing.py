@@ -215,7 +215,7 @@ class _Tracer(fx.Tracer):
             attributes["_check_input_dim"] = lambda x: None  # asks for the rank, and computes nothing
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        if isinstance(module, self._leaves) and type(module) in self._leaves:
+        if type(module) in self._leaves and not weight_hooks(module):
             return True
         cls = torch_class(module)
         return isinstance(module, torch.jit.ScriptModule) or (cls is not None and not issubclass(cls, CONTAINERS))

@@ -27,9 +27,10 @@ def own_call(module: nn.Module) -> bool:
 def wrapped(module: nn.Module) -> Callable[..., Any] | None:
     """The module whose result `module` returns as it is, None if it is no such wrapper."""
     if _compiled(module):
-        return module._orig_mod
-    inner: Any = module.module if isinstance(module, AROUND_MODULE) else None
-    return inner
+        inner: Any = module._orig_mod
+        return inner
+    held: Any = module.module if isinstance(module, AROUND_MODULE) else None
+    return held
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
