@@ -16,7 +16,7 @@ from repcompile.cost import CostModel, Roofline
 from repcompile.defaults import specialized
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
-from repcompile.exported import module_of, program_of
+from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
@@ -70,7 +70,8 @@ def compile_model(
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
-    model = module_of(model) if isinstance(model, ExportedProgram) else model
+    if isinstance(model, ExportedProgram):
+        model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
     result = _rounds(model, example_inputs, rules, cost or Roofline())
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))

@@ -6,6 +6,7 @@ torch.export freezes the sizes that it was not told to keep dynamic, in the prog
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ def module_of(program: ExportedProgram) -> fx.GraphModule:
     for part in module.modules():
         part.training = False
     return module
+
+
+def examples_of(program: ExportedProgram) -> Sequence[Any] | None:
+    """The positional arguments with which it was exported, if there were no others."""
+    args, kwargs = program.example_inputs or ((), {})
+    return tuple(args) if args and not kwargs else None
 
 
 def program_of(module: nn.Module, like: ExportedProgram) -> ExportedProgram:

@@ -99,8 +99,10 @@ def _weights(region: Region, captured: Captured, facts: Facts) -> tuple[Tensor, 
 
 
 def _floating(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Those that decide the dtype of a result: numbers in a tensor without axes do not, where there are others."""
     owned = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-    return tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
+    floating = tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
+    return tuple(tensor for tensor in floating if tensor.dim()) or floating
 
 
 # -- assembly ----------------------------------------------------------------------------------------------------------
