@@ -412,7 +412,8 @@ def pruned(module: nn.Module) -> nn.Module:
 
 
 def hooked(module: nn.Module) -> nn.Module:
-    module.register_forward_hook(lambda module, args, output: output * 2.0)
+    double: Any = lambda module, args, output: output * 2.0  # noqa: E731
+    module.register_forward_hook(double)
     return module
 
 
@@ -789,9 +790,7 @@ TABLE: dict[str, tuple[Build, tuple[Inputs, ...], int | None]] = {
     "a sum in place while another name is read": (lambda: Net(_written_while_read, **parts()), images(), None),
     "int() of a size": (lambda: nn.Sequential(Net(_tiled, **parts()), nn.ReLU(), conv(), norm()), images(), 3),
     "a choice by size": (
-        lambda: nn.Sequential(
-            Net(lambda m, x: m.norm(m.conv(x)) if x.shape[-1] == 6 else x, **parts()), conv(), norm()
-        ),
+        lambda: nn.Sequential(Net(_chosen_by_size, **parts()), conv(), norm()),
         images(),
         2,
     ),

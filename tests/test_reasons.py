@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,8 @@ def test_explain_shows_every_reason() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_packed_weights_are_named() -> None:
     linear = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
-    quantized = torch.ao.quantization.quantize_dynamic(linear.eval(), {nn.Linear})
+    quantization: Any = torch.ao.quantization
+    quantized = quantization.quantize_dynamic(linear.eval(), {nn.Linear})
     assert "packed" in str(explain(quantized))
 
 
