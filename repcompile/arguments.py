@@ -23,12 +23,19 @@ class Arguments:
     positions: names of the parameters that may be given by position, in order.
     inputs: names of the parameters that are the graph's inputs.  fixed: value of every other one.
     starred: name of `*args`, if there is one; it is empty.
+    optional: the inputs that a call may leave out; the graph is for calls that give them, with tensors.
     """
 
     positions: tuple[str, ...]
     inputs: tuple[str, ...]
     fixed: Mapping[str, Any]
     starred: str | None = None
+    optional: tuple[str, ...] = ()
+
+    @property
+    def only_one(self) -> bool:
+        """Whether there is no other way of calling the model."""
+        return not self.fixed and not self.optional and self.starred is None
 
     def call(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """(args, kwargs) of this call, with `values` for the inputs."""
@@ -43,7 +50,9 @@ class Arguments:
         twice = not kwargs.keys().isdisjoint(self.positions[: len(args)])
         if twice or not all(_same(given[name], value) for name, value in self.fixed.items()):
             return None
-        return [given[name] for name in self.inputs] if all(name in given for name in self.inputs) else None
+        if not given.keys() >= {*self.inputs} or not all(_holds_tensor(given[name]) for name in self.optional):
+            return None
+        return [given[name] for name in self.inputs]
 
 
 def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any] | None = None) -> Arguments:
@@ -63,7 +72,8 @@ def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any]
     if not inputs:
         raise Untraceable("it can be called without arguments; example_inputs tell how it is")
     fixed = {p.name: given.get(p.name, p.default) for p in named if p.name not in inputs}
-    return Arguments(positions, inputs, fixed, starred)
+    optional = tuple(p.name for p in named if p.name in inputs and p.default is not p.empty)
+    return Arguments(positions, inputs, fixed, starred, optional)
 
 
 def _checked(

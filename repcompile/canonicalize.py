@@ -68,7 +68,7 @@ def _does_nothing(node: fx.Node, captured: Captured) -> bool:
         cls = captured.torch_class(node)
         module = captured.module(node)
         plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not module.training)
-        plain = plain or (cls is nn.LeakyReLU and module.negative_slope == 1)
+        plain = plain or (isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1)
         return plain and len(node.all_input_nodes) == 1
     if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
@@ -81,8 +81,8 @@ def _neutral(node: fx.Node) -> bool:
         return False
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     number = NEUTRAL.get(str(name))
-    place = 0 if isinstance(node.args[0], int | float) and name in ("add", "mul") else 1
-    return number is not None and type(node.args[place]) in (int, float) and node.args[place] == number
+    given = node.args[0 if isinstance(node.args[0], int | float) and name in ("add", "mul") else 1]
+    return number is not None and isinstance(given, int | float) and type(given) is not bool and given == number
 
 
 def _floating(node: fx.Node, captured: Captured, depth: int = 3) -> bool:

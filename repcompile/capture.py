@@ -72,7 +72,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**opaque, **traced.failures})
-            graph = functionalized(traced.graph, modules, classes)
+            graph = _placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -98,6 +98,15 @@ def _classes(
     return {path: cls for path, cls in found.items() if cls is not None}
 
 
+def _placed(graph: fx.Graph) -> fx.Graph:
+    """The graph, where calls in the root's forward belong to the module whose weights they take."""
+    for node in graph.nodes:
+        owners = [operand.meta.get("path") for operand in node.all_input_nodes if operand.op == "get_attr"]
+        if node.op == "call_function" and not node.meta.get("path") and owners:
+            node.meta["path"] = owners[0]
+    return graph
+
+
 def _transient(model: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set
@@ -112,10 +121,13 @@ def _require_eval(model: nn.Module) -> None:
             f"{type(model).__name__} is in training mode, where batch norm depends on the batch and nothing folds: "
             "call model.eval() first"
         )
-    if any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    tensors = (*model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ModelError(f"{type(model).__name__} has lazy parameters: run it once, then compile it")
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if any(tensor.is_meta for tensor in tensors):
         raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")
+    if any(type(tensor).__name__ == "FakeTensor" for tensor in tensors):
+        raise ModelError(f"{type(model).__name__} has fake tensors, which hold no weights to fold")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a scripted module has no Python left to trace: compile the model, then script the result")
 

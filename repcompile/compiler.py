@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
@@ -15,6 +16,7 @@ from repcompile.cost import CostModel, Roofline
 from repcompile.defaults import specialized
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
+from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
@@ -58,12 +60,18 @@ class Compilation:
 
 
 def compile_model(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
 ) -> Compilation:
     """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
+    if isinstance(model, ExportedProgram):
+        model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
     result = _rounds(model, example_inputs, rules, cost or Roofline())
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
@@ -138,23 +146,51 @@ def _inside(modules: Mapping[str, nn.Module], rules: RuleSet, cost: CostModel) -
     return inner
 
 
+@overload
 def fuse(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
-) -> nn.Module:
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> nn.Module: ...
+@overload
+def fuse(
+    model: ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> ExportedProgram: ...
+def fuse(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> nn.Module | ExportedProgram:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
 
-    It is a `torch.fx.GraphModule`; a model whose own forward cannot be traced keeps its class, with children exchanged.
+    It is a `torch.fx.GraphModule`; a model whose own forward cannot be traced keeps its class, with children exchanged;
+    an exported program is exported again, with the same example inputs and dynamic sizes.
 
-    model: in eval mode; it is not changed, and shares nothing with the result.
-    example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared.
+    model: in eval mode; it is not changed, and shares nothing with the result. Wrappers such as `nn.DataParallel`
+    and what torch.compile returns are taken off.
+    example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared. Without,
+    arguments that have a default keep it; calls that differ run a copy of the model as it was.
     rules: what is known of each operator.  cost: what operators cost; `Roofline()` unless given.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
     """
-    return compile_model(model, example_inputs, rules=rules, cost=cost).module
+    module = compile_model(model, example_inputs, rules=rules, cost=cost).module
+    return program_of(module, model) if isinstance(model, ExportedProgram) else module
 
 
 def explain(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
 ) -> Report:
     """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""
     return compile_model(model, example_inputs, rules=rules, cost=cost).report

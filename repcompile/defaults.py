@@ -40,7 +40,7 @@ def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Arguments) -
 
     The copy shares the parameters that fusing left alone.
     """
-    if not arguments.fixed and arguments.starred is None:
+    if arguments.only_one:
         return fused
     otherwise = duplicate(model)
     _share(otherwise, fused)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from repcompile.modules import put
 from repcompile.spelling import parameters
@@ -60,6 +61,8 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
     if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
         return None
     if node.kwargs.get("out") is not None:
+        raise Unprovable(node)
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
         raise Unprovable(node)
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):

@@ -7,12 +7,12 @@ in float64, checked against the nodes that it replaces, and rounded once. A regi
 from __future__ import annotations
 
 import copy
-import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -26,13 +26,12 @@ from repcompile.fold import fold
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
+from repcompile.names import names_of_regions, names_of_tensors, safe
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.regions import Region, answered
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
-
-RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def rewrite(
             emitted.append((region, *_emitted(region, captured, facts)))
         except Inexact as reason:
             rollbacks.append(Rollback(region, str(reason)))
-    names = _names([region for region, _, _ in emitted], captured, facts)
+    names = names_of_regions([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
@@ -81,9 +80,10 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
         return None, None
     read = Remembering()
     try:
-        values = fold(x, read)
-        module = emit(x, values)
-        check = verify_region(region, x, values, module, captured, facts, read)
+        with torch.no_grad():  # as the model runs: torch has kernels that round differently with gradients
+            values = fold(x, read)
+            module = emit(x, values)
+            check = verify_region(region, x, values, module, captured, facts, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
     if not check.passed:
@@ -100,71 +100,10 @@ def _weights(region: Region, captured: Captured, facts: Facts) -> tuple[Tensor, 
 
 
 def _floating(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Those that decide the dtype of a result: numbers in a tensor without axes do not, where there are others."""
     owned = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-    return tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def _names(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
-    """A place in the hierarchy for each region: the module that it replaces, else that of its heaviest operator."""
-    gone = {node for region in regions for node in (*region.dying, region.sink)}
-    taken = _Paths()
-    for node in captured.graph.nodes:
-        stays = node not in gone if node.op == "call_module" else not gone.issuperset(node.users)
-        if stays and node.op in ("call_module", "get_attr"):
-            taken.add(str(node.target))
-    names: list[str] = []
-    for region in regions:
-        name = next(name for name in _wishes(region, facts) if taken.free(name))
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _wishes(region: Region, facts: Facts) -> Iterable[str]:
-    operators = [node for node in region.nodes if facts.rules[node].kind == "affine"]
-    paths = [str(node.meta["path"]) for node in operators]
-    heaviest = max(operators, key=lambda node: _weight(node, facts))
-    yield _common(paths)
-    yield str(heaviest.meta["path"])
-    counter = 0
-    while True:
-        yield f"{_common(paths) or 'root'}_fused{counter or ''}".lstrip(".")
-        counter += 1
-
-
-def _weight(node: fx.Node, facts: Facts) -> int:
-    maps = (fact.map for fact in facts.maps[node][:1])
-    return max((x.weights if isinstance(x, Affine) and not x.is_diagonal else 0 for x in maps), default=0)
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The longest dotted prefix."""
-    parts = [path.split(".") for path in paths]
-    shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)))
-    return ".".join(parts[0][:shared])
-
-
-class _Paths:
-    """Dotted paths in use; a path is free if it is not in use, and neither above nor below one that is."""
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-        self._above: set[str] = set()
-
-    def add(self, path: str) -> None:
-        self._used.add(path)
-        self._above.update(_prefixes(path))
-
-    def free(self, path: str) -> bool:
-        return bool(path) and path not in self._used | self._above and not self._used.intersection(_prefixes(path))
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+    floating = tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
+    return tuple(tensor for tensor in floating if tensor.dim()) or floating
 
 
 # -- assembly ----------------------------------------------------------------------------------------------------------
@@ -180,32 +119,25 @@ def _assembled(
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            _place(root, _safe(path), new[path] if path in new else _copied(captured, node, memo))
-            node.target = _safe(path)
+            _place(root, safe(path), new[path] if path in new else _copied(captured, node, memo))
+            node.target = safe(path)
         elif node.op == "get_attr":
-            path, node.target = str(node.target), _safe(str(node.target))
-            _place(root, _safe(path), copy.deepcopy(constants[path], memo))
+            path, node.target = str(node.target), safe(str(node.target))
+            _place(root, safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
-        root.set_submodule(_safe(path), part)
+        root.set_submodule(safe(path), part)
     module = fx.GraphModule(root, graph, captured.name)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False
     buffers = {name for name, _ in module.named_buffers()}
-    for path in buffers.intersection(map(_safe, captured.transient)):
+    for path in buffers.intersection(map(safe, captured.transient)):
         owner, _, field = path.rpartition(".")
         if path.startswith(KEPT):  # a plain tensor, which `.to` leaves alone
             object.__setattr__(module, path, module._buffers.pop(path))
         else:
             module.get_submodule(owner)._non_persistent_buffers_set.add(field)
     return module
-
-
-def _safe(path: str) -> str:
-    """The path, where neither a GraphModule nor its generated code needs the names for itself."""
-    first, *rest = path.split(".")
-    first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
-    return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
 
 
 def _new_graph(
@@ -220,7 +152,7 @@ def _new_graph(
     settled: dict[fx.Node, Tensor] = {}
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
     needed = _needed(captured.graph, facts, rewritten, settled, asked)
-    names = _names_of_settled(settled, captured)
+    names = names_of_tensors(settled, captured)
     for node in needed:
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
@@ -241,19 +173,6 @@ def _asked_elsewhere(
     questions = [node for node in graph.nodes if question_of(node) is not None and node.args[0] in source]
     found = {node: answered(node, node.args[0], source[node.args[0]], facts, source) for node in questions}
     return {node: subject for node, subject in found.items() if subject is not None}
-
-
-def _names_of_settled(settled: Iterable[fx.Node], captured: Captured) -> dict[fx.Node, str]:
-    """A place in the hierarchy for each tensor that was computed: its own name if it is a parametrized one."""
-    names: dict[fx.Node, str] = {}
-    taken = {*captured.constants, *captured.modules}
-    for node in settled:
-        path = str(node.meta.get("path", ""))
-        owner, parametrized, field = path.partition(".parametrizations.")
-        wish = f"{owner}.{field}" if parametrized else ""
-        names[node] = wish if wish and wish not in taken else f"{path}.{node.name}_settled".lstrip(".")
-        taken.add(names[node])
-    return names
 
 
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:

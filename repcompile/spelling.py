@@ -12,6 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._ops import OpOverload
+
+from repcompile.aten import from_aten
 
 
 def respell(graph: fx.Graph) -> None:
@@ -37,6 +40,8 @@ def parameters(target: Any) -> tuple[str, ...]:
 
 
 def _respell(node: fx.Node) -> None:
+    if isinstance(node.target, OpOverload):
+        from_aten(node)
     _by_position(node, parameters(node.target))
     if node.target in ORDER and len(node.args) + len(node.kwargs) >= len(ORDER[node.target][1]):
         function, order = ORDER[node.target]

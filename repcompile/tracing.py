@@ -173,6 +173,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Value):
             return a.node
+        if isinstance(a, torch.ScriptObject):
+            raise self.refusal("has weights that are packed, and no tensors")
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -192,6 +194,8 @@ class _Tracer(fx.Tracer):
         leaf = path != "" and (path in self._opaque or has_hooks or self._is_leaf(module))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
+        elif leaf and isinstance(module, torch.jit.ScriptModule):
+            self.failures[path] = "it is scripted, and has no Python left to trace"
         if leaf:
             call = self._leaf_call(path)
         elif asks_for_type(module):
@@ -211,7 +215,7 @@ class _Tracer(fx.Tracer):
             attributes["_check_input_dim"] = lambda x: None  # asks for the rank, and computes nothing
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        if isinstance(module, self._leaves) and type(module) in self._leaves:
+        if type(module) in self._leaves and not weight_hooks(module):
             return True
         cls = torch_class(module)
         return isinstance(module, torch.jit.ScriptModule) or (cls is not None and not issubclass(cls, CONTAINERS))

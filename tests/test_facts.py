@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -158,7 +158,7 @@ def test_grey_images_are_broadcast_to_colours(example: bool) -> None:
 
 
 @contextlib.contextmanager
-def in_double() -> Iterator[None]:
+def in_double() -> Generator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         yield
