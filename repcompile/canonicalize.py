@@ -39,7 +39,9 @@ def canonicalize(captured: Captured) -> Captured:
     """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
     seen: dict[Any, fx.Node] = {}
     for node in list(captured.graph.nodes):
-        if _does_nothing(node, captured):
+        if _is_sum_of_stack(node):
+            _add_up(node)
+        elif _does_nothing(node, captured):
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
         elif question_of(node) is not None:
@@ -49,6 +51,39 @@ def canonicalize(captured: Captured) -> Captured:
             _ask_once(node, seen)
     captured.graph.eliminate_dead_code(is_impure_node=lambda node: not _droppable(node, captured))
     return captured
+
+
+def _is_sum_of_stack(node: fx.Node) -> bool:
+    """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
+    if node.target not in ("sum", "mean", torch.sum, torch.mean) or len(node.args) != 2 or node.kwargs:
+        return False
+    stack, dim = node.args
+    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1 or stack.kwargs:
+        return False
+    values = stack.args[0]
+    along = stack.args[1] if len(stack.args) > 1 else 0
+    return isinstance(values, list | tuple) and len(values) > 1 and along in (dim, (dim,), [dim])
+
+
+def _add_up(node: fx.Node) -> None:
+    """The values of a stack added one after another."""
+    stack: Any = node.args[0]
+    first, *rest = stack.args[0]
+    total = first
+    with node.graph.inserting_before(node):
+        for value in rest:
+            total = _same_place(node, operator.add, (total, value))
+        if node.target in ("mean", torch.mean):
+            total = _same_place(node, operator.truediv, (total, len(rest) + 1))
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+    stack.graph.erase_node(stack)
+
+
+def _same_place(node: fx.Node, function: Any, args: tuple[Any, ...]) -> fx.Node:
+    new = node.graph.call_function(function, args)
+    new.meta["path"] = node.meta.get("path", "")
+    return new
 
 
 def _droppable(node: fx.Node, captured: Captured) -> bool:

@@ -20,7 +20,8 @@ from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
-from repcompile.regions import candidate_regions
+from repcompile.regions import Region, candidate_regions
+from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet
@@ -28,6 +29,7 @@ from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
 
 Inputs = Sequence[Any]
+REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +107,35 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
 def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
     captured = canonicalize(capture(model, rules.module_classes, example_inputs))
     known = _measured(captured, model, example_inputs)
-    facts = affine_facts(captured, rules, known)  # legality: no weight is read
+    captured, facts = _understood(captured, rules, known)  # legality: no weight is read
     regions = candidate_regions(captured, facts, known)
-    plan = choose(regions, cost)  # profit
     inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
     parts = {path: part.module for path, part in inner.items()}
+    plan, failed = choose(regions, cost), list[Rollback]()  # profit
     module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)  # values: folded once, in float64
-    failed = list(rollbacks)
-    while rollbacks:  # what could not be checked makes room for what it overlaps
-        broken = {(item.region.source, item.region.sink, item.region.fact.at) for item in failed}
-        plan = choose([r for r in regions if (r.source, r.sink, r.fact.at) not in broken], cost)
-        module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)
+    while rollbacks:  # what could not be accepted makes room for what it overlapped
         failed += rollbacks
-    rollbacks = tuple(failed)
-    return Compilation(captured, facts, plan, module, rewritten, rollbacks, inner=inner)
+        broken = {_identity(item.region) for item in failed}
+        plan = choose([region for region in regions if _identity(region) not in broken], cost)
+        module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
+
+
+def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
+    return region.source, region.sink, region.fact.at
+
+
+def _understood(
+    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]]
+) -> tuple[Captured, Facts]:
+    """The facts of a graph whose sums stand in the order in which they merge."""
+    facts = affine_facts(captured, rules, known)
+    for _ in range(REGROUPINGS):
+        better = regrouped(captured, facts)
+        if better is None:
+            break
+        captured, facts = better, affine_facts(better, rules, known)
+    return captured, facts
 
 
 def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> Compilation:
