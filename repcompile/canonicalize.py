@@ -55,14 +55,21 @@ def canonicalize(captured: Captured) -> Captured:
 
 def _is_sum_of_stack(node: fx.Node) -> bool:
     """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
-    if node.target not in ("sum", "mean", torch.sum, torch.mean) or len(node.args) != 2 or node.kwargs:
+    if node.target not in ("sum", "mean", torch.sum, torch.mean):
         return False
-    stack, dim = node.args
-    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1 or stack.kwargs:
+    stack, dim = (node.args or (None,))[0], _only_dim(node)
+    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1:
         return False
-    values = stack.args[0]
-    along = stack.args[1] if len(stack.args) > 1 else 0
-    return isinstance(values, list | tuple) and len(values) > 1 and along in (dim, (dim,), [dim])
+    along = 0 if len(stack.args) == 1 and not stack.kwargs else _only_dim(stack)
+    many = isinstance(stack.args[0], list | tuple) and len(stack.args[0]) > 1
+    return many and along is not None and dim in (along, (along,), [along])
+
+
+def _only_dim(node: fx.Node) -> Any:
+    """The axis that a call names, if that is all it says besides its operand."""
+    if len(node.args) == 2 and not node.kwargs:
+        return node.args[1]
+    return node.kwargs["dim"] if len(node.args) == 1 and set(node.kwargs) == {"dim"} else None
 
 
 def _add_up(node: fx.Node) -> None:

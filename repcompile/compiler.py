@@ -125,9 +125,7 @@ def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
     return region.source, region.sink, region.fact.at
 
 
-def _understood(
-    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]]
-) -> tuple[Captured, Facts]:
+def _understood(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]]) -> tuple[Captured, Facts]:
     """The facts of a graph whose sums stand in the order in which they merge."""
     facts = affine_facts(captured, rules, known)
     for _ in range(REGROUPINGS):

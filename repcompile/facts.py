@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
@@ -28,6 +30,16 @@ from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named
 from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
+KEEP_CHANNELS = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
+)
+KEEP_CHANNELS_FUNCTIONS = (F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh)
+STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
 ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 CONVOLUTIONS_OF = (
@@ -54,7 +66,8 @@ class Facts:
 
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
-    constants: the nodes that depend on no input.  steps: the nodes that only move positions.  truncated: whether `HORIZON` cut something off.
+    constants: the nodes that depend on no input.  steps: the nodes that only move positions.
+    numbers: the nodes that are computed from sizes alone.  truncated: whether `HORIZON` cut something off.
     """
 
     maps: Mapping[fx.Node, tuple[Fact, ...]]
@@ -64,6 +77,7 @@ class Facts:
     rules: Mapping[fx.Node, Rule]
     constants: Constants
     steps: Mapping[fx.Node, Step]
+    numbers: frozenset[fx.Node]
     truncated: bool
 
     def is_split(self, node: fx.Node) -> bool:
@@ -101,7 +115,7 @@ class _Interpreter:
         self._truncated = False
 
     def result(self) -> Facts:
-        known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
+        known = (self._shapes, self._sizes, self._found, self._constants, self._steps, frozenset(self._numbers))
         return Facts(self._facts, self._refusals, *known, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
@@ -124,6 +138,7 @@ class _Interpreter:
         affine, layout, shape = (self._rules.find(node, self._captured, kind) for kind in KINDS)
         if affine is not None and affine.wants("part"):  # a tuple: its parts are picked by `getitem`
             self._facts[node], self._found[node] = (), affine
+            self._learn_whole(node, values[0])
             return
         if node.target is operator.getitem and self._is_split(node.args[0]):
             call = node.args[0]
@@ -140,8 +155,60 @@ class _Interpreter:
         if self._shapes[node] is None and shape is not None:
             self._shapes[node] = self._shape_of(node, shape, values)
 
+    def _readers(self, node: fx.Node, depth: int = 3) -> list[fx.Node]:
+        """Who reads a value, or something with as many channels and axes."""
+        users = list(node.users)
+        for user in users if depth else ():
+            module = user.op == "call_module" and issubclass(self._captured.torch_class(user), KEEP_CHANNELS)
+            if module or user.target in KEEP_CHANNELS_FUNCTIONS:
+                users = [*users, *self._readers(user, depth - 1)]
+        return users
+
+    def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
+        """The parts of a value tell what it is: how many axes it has, and how long the one is that was split."""
+        parts = {u.args[1]: self._read_as(u) for u in split.users if u.target is operator.getitem}
+        shapes = [shape for shape in parts.values() if shape is not None]
+        shape = self._shapes.get(operand) or (named(operand.name, len(shapes[0])) if shapes else None)
+        args, kwargs = self._arguments(split, None)
+        axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        if shape is None or not isinstance(axis, int) or shape[axis].known is not None:
+            return
+        self._shapes[operand] = shape
+        sizes = args[1] if isinstance(args[1], list | tuple) else None
+        if sizes is None and isinstance(args[1], int) and sorted(parts) == list(range(args[1])):
+            sizes = [0 if each is None else each[axis].known for each in parts.values()]
+        if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
+            self._shapes[operand] = tuple(Size(sum(sizes)) if i == axis % len(shape) else s for i, s in enumerate(shape))
+
+    def _learn_channels(self, value: fx.Node, fact: Fact) -> None:
+        """An operator that takes no other number of channels tells how many its operand has."""
+        shape, x = self._shapes.get(value), fact.map
+        if fact.source is not value or shape is None or not isinstance(x, Affine) or len(x.axes) >= len(shape):
+            return
+        place = len(shape) - 1 - len(x.axes)
+        if shape[place].known is None:
+            self._shapes[value] = (*shape[:place], Size(x.c_in), *shape[place + 1 :])
+
+    def _learn_rank(self, node: fx.Node, operand: fx.Node) -> None:
+        """A permutation has as many axes in front as behind: those that it names, or that its reader expects."""
+        name = getattr(node.target, "__name__", node.target)
+        read = self._read_as(node) if name in ("permute", "transpose", "swapaxes") else None
+        order = node.args[1] if len(node.args) == 2 else node.args[1:]
+        named_all = name == "permute" and isinstance(order, tuple | list) and all(isinstance(i, int) for i in order)
+        rank = len(order) if named_all and isinstance(order, tuple | list) else None if read is None else len(read)
+        if rank is None:
+            return
+        shape = named(operand.name, rank)
+        last = next((f.map for f in self._facts.get(operand, ()) if isinstance(f.map, Affine) and not f.map.axes), None)
+        self._shapes[operand] = shape if last is None else (*shape[:-1], Size(last.c_out))
+
     def _is_split(self, value: Any) -> bool:
-        return isinstance(value, fx.Node) and value in self._found and self._found[value].wants("part") and value not in self._calls
+        return (
+            isinstance(value, fx.Node)
+            and value in self._found
+            and self._found[value].wants("part")
+            and value not in self._calls
+        )
 
     def _seen_as(self, node: fx.Node) -> Shape | None:
         """The rank from a run, and the shape that a reader expects, where the two agree."""
@@ -153,7 +220,7 @@ class _Interpreter:
 
     def _read_as(self, node: fx.Node) -> Shape | None:
         """The shape that a convolution expects of what it reads; it is taken to be called on batches."""
-        for user in node.users:
+        for user in self._readers(node):
             if user.op == "call_module" and issubclass(cls := self._captured.torch_class(user), CONVOLUTIONS):
                 n_axes = next(n for n, classes in enumerate(CONVOLUTIONS_OF, 1) if issubclass(cls, classes))
                 shape = named(node.name, n_axes + 2)
@@ -172,6 +239,8 @@ class _Interpreter:
             self._sizes[node] = self._size_of(node.args[0], node.args[1])
         elif name == "getitem" and node.args[0] in self._asked and isinstance(node.args[1], int):
             self._sizes[node] = self._size_of(self._asked[node.args[0]], node.args[1])
+        elif name == "floordiv" and (quotient := self._quotient(*node.args)) is not None:
+            self._sizes[node] = quotient
         elif name == "mul" and all(self._as_size(arg) is not None for arg in node.args):
             self._sizes[node] = self._as_size(node.args[0]) * self._as_size(node.args[1])  # type: ignore[operator]
         else:
@@ -191,6 +260,12 @@ class _Interpreter:
         if shape is not None and -len(shape) <= axis < len(shape):
             return shape[axis]
         return unknown(subject.name, axis)
+
+    def _quotient(self, dividend: Any, divisor: Any) -> Size | None:
+        size, by = self._as_size(dividend), self._as_size(divisor)
+        if size is None or by is None:
+            return None
+        return Size(size.known // by.known) if size.known and by.known and size.known >= by.known else size.over(by)
 
     def _as_size(self, arg: Any) -> Size | None:
         if isinstance(arg, int) and not isinstance(arg, bool) and arg > 0:
@@ -216,9 +291,11 @@ class _Interpreter:
     def _step(self, node: fx.Node, rule: Rule, operand: fx.Node) -> Step | None:
         """The operator as a step of a path; the shape is known even where it is none."""
         args, kwargs = self._arguments(node, None)
-        shape = self._shapes.get(operand)
         if not args or args[0] is not operand:
             return None
+        if self._shapes.get(operand) is None:
+            self._learn_rank(node, operand)
+        shape = self._shapes.get(operand)
         options = {**kwargs, **self._extras(node, rule, [operand])}
         if not rule.accepts((shape, *args[1:]), options):
             return None
@@ -256,6 +333,8 @@ class _Interpreter:
                 break
         if refused is not None:
             self._refusals.append(refused)
+        if facts and rule.name in STRICT:
+            self._learn_channels(values[0], facts[0])
         if affine or (len(values) == 1 and node not in self._found):
             self._found[node] = rule
         if affine or not otherwise:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import fx
@@ -15,7 +16,7 @@ from torch import fx
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.errors import Inexact
 from repcompile.shapes import Layout, Shape
-from repcompile.tracks import Track, along, drawn_from, exchanged, is_neutral, place_of, spread_over, whole
+from repcompile.tracks import Track, along, drawn_from, exchanged, is_neutral, place_of, spread_over, together, whole
 
 MOST_AXES = 4  # of the layouts that a pointwise map is tried in
 
@@ -137,10 +138,8 @@ def _beside(fact: Fact, leader: Fact) -> Map:
     """The map of `fact` at the place of the leader's map."""
     if [step.key for step in fact.path] == [step.key for step in leader.path] and fact.at == leader.at:
         return fact.map
-    if not fact.map.pointwise:
+    if not fact.map.pointwise or not _same_layout(fact.path, leader.path):
         return _unrolled(fact, leader)
-    if not _same_layout(fact.path, leader.path):
-        raise Inexact("the operands are laid out differently")
     if isinstance(fact.map, Uniform):
         return fact.map
     at_end = fact.map if fact.ends else _carried(fact.map, fact.path[fact.at :])
@@ -161,23 +160,50 @@ def _same_layout(left: Sequence[Step], right: Sequence[Step]) -> bool:
 
 def _unrolled(fact: Fact, leader: Fact) -> Map:
     """A map of small images of one size as the matrix on the leader's axis of all their entries."""
-    assert isinstance(fact.map, Affine)
-    n_axes, steps = len(fact.map.axes), leader.path[len(fact.path) : leader.at]
-    same_start = [step.key for step in fact.path] == [step.key for step in leader.path[: len(fact.path)]]
-    if not steps or not fact.ends or not same_start or not isinstance(leader.map, Affine):
-        raise Inexact("operators with a window are added behind a change of layout")
-    before, track = steps[0].before, track_of(steps)
-    axes = range(len(before) - 1 - n_axes, len(before))
-    place = len(track) - 1 - len(leader.map.axes)
-    sizes = [before[axis].known for axis in axes]
-    entries = [(piece.origin, piece.part) for piece in track[place]] if place >= 0 else []
-    if None in sizes or entries != [(axis, ()) for axis in axes if before[axis].known != 1]:
-        raise Inexact("operators with a window are added behind a change of layout")
-    matrix = fact.map.unrolled([size for size in sizes[1:] if size is not None])
-    after = [axis.output_size(size or 0) for axis, size in zip(fact.map.axes, sizes[1:], strict=True)]
+    apart = Inexact("the operands are laid out differently")
+    if not fact.ends or not leader.at or not isinstance(leader.map, Affine) or not isinstance(fact.map, Affine):
+        raise apart
+    n_axes = len(fact.map.axes)
+    shape = fact.path[-1].layout.shape if fact.path else leader.path[0].before
+    place = _place_of_entries(fact, leader, n_axes)
+    sizes = _window(fact.map, leader, shape[len(shape) - n_axes :])
+    if place is None or sizes is None:
+        raise apart
+    after = [axis.output_size(size) for axis, size in zip(fact.map.axes, sizes, strict=True)]
     if not _deals_out(leader.path[leader.at :], place, [fact.map.c_out, *after]):
-        raise Inexact("operators with a window are added behind a change of layout")
-    return matrix.spread(len(leader.map.axes))
+        raise apart
+    return fact.map.unrolled(sizes).spread(len(leader.map.axes))
+
+
+def _place_of_entries(fact: Fact, leader: Fact, n_axes: int) -> int | None:
+    """The leader's axis that holds channels and positions of the fact's images in order, all else being equal."""
+    assert isinstance(leader.map, Affine)
+    start = leader.path[0].before
+    images = along(start, [step.layout for step in fact.path])
+    rows = along(start, [step.layout for step in leader.path[: leader.at]])
+    place = len(rows) - 1 - len(leader.map.axes)
+    if place < 0 or len(images) <= n_axes:
+        return None
+    entries, others = images[len(images) - 1 - n_axes :], images[: len(images) - 1 - n_axes]
+    same = together(entries) == together([rows[place]]) and together(others) == together(
+        [*rows[:place], *rows[place + 1 :]]
+    )
+    return place if same else None
+
+
+def _window(x: Affine, leader: Fact, positions: Shape) -> list[int] | None:
+    """The size of the images that `x` reads.
+
+    Where nothing tells it, it is that of the leader's result, to which they are added: no other size would fit both.
+    """
+    sizes = [size.known for size in positions]
+    if None not in sizes:
+        return [size or 0 for size in sizes]
+    result = [size.known for size in leader.path[-1].layout.shape[-len(x.axes) :]]
+    keeps = all(axis.stride == axis.up == 1 and axis.growth == 0 for axis in x.axes)
+    found = [size or 0 for size in result]
+    fits = isinstance(leader.map, Affine) and x.c_in * prod(found) == leader.map.c_in
+    return found if keeps and fits and None not in result else None
 
 
 def _deals_out(steps: Sequence[Step], axis: int, sizes: Sequence[int]) -> bool:

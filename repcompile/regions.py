@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 
+import torch
+import torch.nn.functional as F
 from torch import fx
 
 from repcompile.affine import Affine, Map, Uniform
@@ -22,6 +24,7 @@ from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
+FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
 ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
 
 
@@ -64,8 +67,9 @@ def candidate_regions(
     return [
         region
         for sink, candidates in facts.maps.items()
-        if sink in facts.rules and facts.rules[sink].kind == "affine"
+        if sink in facts.rules
         for fact in candidates
+        if facts.rules[sink].kind == "affine" or _came_back(fact, sink)
         for region in _regions(fact, sink, order, pricing)
         if bisect(opaque, order[region.nodes[0]]) == bisect(opaque, order[sink])
     ]
@@ -76,7 +80,7 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     if isinstance(fact.map, Uniform) and (fact.path or not fact.map.is_identity):
         return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
-    dying = _dying(interior, sink, fact.source, pricing.facts)
+    dying = _dying(interior, sink, fact, pricing.facts)
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return []
@@ -89,9 +93,14 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
 
 
+def _came_back(fact: Fact, sink: fx.Node) -> bool:
+    """Whether a sink that moves positions undoes what the path did before, so that it is no part of the path."""
+    return not any(step.node is sink for step in fact.path) and not isinstance(fact.map, Uniform)
+
+
 def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
     """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes."""
-    if source in facts.rules or source.op == "call_module":
+    if source in facts.rules or source.op == "call_module" or source.target in FLOATING:
         return False
     readers = [node for node in nodes if source in node.all_input_nodes]
     return all(facts.rules[node].name in ARITHMETIC or facts.rules[node].kind == "layout" for node in readers)
@@ -109,14 +118,29 @@ def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set
     return found
 
 
-def _dying(interior: tuple[fx.Node, ...], sink: fx.Node, source: fx.Node, facts: Facts) -> tuple[fx.Node, ...]:
-    """The interior values that nobody else reads; a question about one may find its answer elsewhere."""
-    gone: set[fx.Node] = set()
+def _dying(interior: tuple[fx.Node, ...], sink: fx.Node, fact: Fact, facts: Facts) -> tuple[fx.Node, ...]:
+    """The interior values that nobody else reads; a question about one may find its answer elsewhere, or be idle."""
+    gone, moving = set[fx.Node](), {step.node for step in fact.path}
     for node in reversed(interior):
         others = [user for user in node.users if user is not sink and user not in gone]
-        if all(answered(user, node, source, facts, gone) is not None for user in others):
+        idle = {*gone, sink} - moving
+        if all(answered(u, node, fact.source, facts, gone) is not None or _serves(u, idle, facts) for u in others):
             gone.add(node)
     return tuple(node for node in interior if node in gone)
+
+
+def _serves(question: fx.Node, readers: Container[fx.Node], facts: Facts) -> bool:
+    """Whether a question about sizes, and what is computed from its answer, is there for `readers` alone."""
+    if question_of(question) is None:
+        return False
+    stack = [question]
+    while stack:
+        for user in stack.pop().users:
+            if user in facts.numbers:
+                stack.append(user)
+            elif user not in readers:
+                return False
+    return True
 
 
 def answered(

@@ -87,7 +87,10 @@ class _Editor:
                 left, right = term.value.args
                 assert isinstance(left, fx.Node)
                 assert isinstance(right, fx.Node)
-                stack += [Term(right, term.factor * sign * float(term.value.kwargs.get("alpha", 1))), Term(left, term.factor)]  # type: ignore[arg-type]
+                stack += [
+                    Term(right, term.factor * sign * float(term.value.kwargs.get("alpha", 1))),
+                    Term(left, term.factor),
+                ]  # type: ignore[arg-type]
             elif self._scaled(term.value) is not None and len(term.value.users) == 1:
                 inner, scale = self._scaled(term.value) or (term.value, 1.0)
                 stack.append(Term(inner, term.factor * scale))
@@ -198,7 +201,8 @@ class _Editor:
             terms = [Term(value) for value in operand.args[0]]  # type: ignore[union-attr]
         alone = [term for term in terms if not self._absorbs(term.value)]
         shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
-        if shared or len(alone) > 1 or len(alone) == len(terms):
+        ahead = len(node.users) == 1 and any(f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ()))
+        if shared or len(alone) > 1 or len(alone) == len(terms) or (alone and ahead):
             return
         near, numbers = self._near(node, operand), self._gain_and_shift(node)
         assert near is not None
@@ -321,4 +325,3 @@ def _inside(root: fx.Node, wanted: Any, depth: int = MOST_TERMS) -> list[fx.Node
             found.append(node)
             stack.extend(node.all_input_nodes)
     return found
-

@@ -165,9 +165,7 @@ def _new_graph(
     return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
 
 
-def _asked_elsewhere(
-    graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]
-) -> dict[fx.Node, fx.Node]:
+def _asked_elsewhere(graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]) -> dict[fx.Node, fx.Node]:
     """Questions about values that are gone, and the value that answers instead."""
     source = {node: item.region.source for item in rewritten.values() for node in item.region.dying}
     questions = [node for node in graph.nodes if question_of(node) is not None and node.args[0] in source]

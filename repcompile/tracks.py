@@ -110,6 +110,11 @@ def is_neutral(track: Track, shape: Shape) -> bool:
     return len(track) == len(shape) and all(place_of(track, axis) == axis for axis in range(len(shape)))
 
 
+def together(axes: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:
+    """The pieces of several axes, one behind the other."""
+    return _joined([piece for pieces in axes for piece in pieces if piece.size != ONE])
+
+
 def whole(pieces: Sequence[Piece], axis: int) -> bool:
     """Whether `pieces`, in this order, are all entries of `axis`."""
     joined = _joined(pieces)
@@ -160,9 +165,7 @@ def _regrouped(track: Track, shape: Shape, name: str) -> Track:
     return tuple(_joined(axis) for axis in (*front, *between, *back))
 
 
-def _dealt(
-    pieces: Sequence[Piece], shape: Sequence[Size], last: bool
-) -> tuple[list[tuple[Piece, ...]], list[Piece]]:
+def _dealt(pieces: Sequence[Piece], shape: Sequence[Size], last: bool) -> tuple[list[tuple[Piece, ...]], list[Piece]]:
     """(axes, pieces left): deal from one end for as long as the sizes say where an axis ends."""
     stack = list(pieces) if last else list(reversed(pieces))  # the next piece is the last entry
     axes: list[tuple[Piece, ...]] = []

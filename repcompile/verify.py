@@ -18,7 +18,7 @@ from repcompile.capture import Captured
 from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
-from repcompile.facts import Facts
+from repcompile.facts import ELEMENTWISE, Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.paths import Step
 from repcompile.regions import Region
@@ -160,8 +160,8 @@ def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
 
 
 def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
-    """Sizes without which a change of layout inside the region has not as many elements behind as in front."""
-    fixed: dict[str, int] = {}
+    """Channels that an operator inside the region expects, and sizes that a change of layout there needs to come out."""
+    fixed = _channels_read(region, facts) | _sizes_added(region, facts)
     steps = [facts.steps[node] for node in region.nodes if node in facts.steps]
     for step in steps:
         before, after = product(step.before), product(step.layout.shape)
@@ -170,6 +170,33 @@ def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
         mine, theirs = Counter(before.names), Counter(after.names)
         left, right = [(mine - theirs).elements(), (theirs - mine).elements()]
         _solve(fixed, before.number, list(left), after.number, list(right))
+    return fixed
+
+
+def _sizes_added(region: Region, facts: Facts) -> dict[str, int]:
+    """Sizes of one summand that the other one tells."""
+    fixed: dict[str, int] = {}
+    for node in region.nodes:
+        shapes = [shape for value in node.all_input_nodes if (shape := facts.shapes.get(value)) is not None]
+        if facts.rules[node].name not in ELEMENTWISE or len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
+            continue
+        for pair in zip(*shapes, strict=True):
+            for size, other in (pair, pair[::-1]):
+                if size.known not in (None, 1) and other.number == 1 and len(other.names) == 1:
+                    fixed[other.names[0]] = size.known or 1
+    return fixed
+
+
+def _channels_read(region: Region, facts: Facts) -> dict[str, int]:
+    """What operators inside the region that read the source as it is take for its channels."""
+    shape, fixed = facts.shapes.get(region.source), dict[str, int]()
+    for node in region.nodes if shape is not None else ():
+        x = next((f.map for f in facts.maps.get(node, ()) if f.source is region.source and not f.path), None)
+        if shape is None or not isinstance(x, Affine) or len(x.axes) >= len(shape):
+            continue
+        size = shape[-1 - len(x.axes)]
+        if len(size.names) == 1 and x.c_in % size.number == 0:
+            fixed[size.names[0]] = x.c_in // size.number
     return fixed
 
 
@@ -195,7 +222,9 @@ def _wanted(x: Affine) -> list[int]:
 
 def _covered(axis: Axis, least: int) -> int:
     """The first size from `least` on at which the last window ends where the padding does, and reads all of it."""
-    return next(size for size in range(least, least + axis.stride) if (axis.up * (size - 1) + axis.growth) % axis.stride == 0)
+    return next(
+        size for size in range(least, least + axis.stride) if (axis.up * (size - 1) + axis.growth) % axis.stride == 0
+    )
 
 
 def _source_shape(region: Region, facts: Facts) -> Shape | None:

@@ -430,7 +430,9 @@ PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
 def test_products_with_constant_matrices(name: str) -> None:
     weight = torch.arange(24.0).reshape(4, 6)
     x = torch.randn(2, 4, 4, dtype=torch.float64)
-    assert_rule(Formula(PRODUCTS[name], w=weight, shift=torch.arange(4.0)[:, None], gain=torch.arange(4.0)[:, None] - 1), x)
+    assert_rule(
+        Formula(PRODUCTS[name], w=weight, shift=torch.arange(4.0)[:, None], gain=torch.arange(4.0)[:, None] - 1), x
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,17 @@ def test_a_track_says_where_the_entries_of_an_axis_went(drawn: tuple[Shape, list
             index = drawn_from(track, other, axis)
             if index is not None:
                 event("drawn from an axis")
-                assert torch.equal(torch.tensor(index)[origin[axis]], _index(image, other, torch.arange(image.shape[other])))
+                assert torch.equal(
+                    torch.tensor(index)[origin[axis]], _index(image, other, torch.arange(image.shape[other]))
+                )
     if is_neutral(track, before):
         event("neutral")
         assert torch.equal(image, torch.arange(2 * 6 * 4 * 3).reshape(SIZES))
     if (swap := exchanged(track, before)) is not None:
         event("exchanged")
-        assert torch.equal(image, torch.arange(2 * 6 * 4 * 3).reshape(SIZES).index_select(swap[0], torch.tensor(swap[1])))
+        assert torch.equal(
+            image, torch.arange(2 * 6 * 4 * 3).reshape(SIZES).index_select(swap[0], torch.tensor(swap[1]))
+        )
 
 
 def _index(image: Tensor, axis: int, numbers: Tensor) -> Tensor:

@@ -112,7 +112,10 @@ def interpolate(
     scales = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * (len(shape) - 2)
     scale = math.prod(float(s) for s in scales if isinstance(s, int | float))
     name = f"interpolate {owner}" if size is not None else f"interpolate {scale_factor} {mode} {rest} {options}"
-    result = (*shape[:2], *(_scaled(axis, s, owner, i) for i, (axis, s) in enumerate(zip(shape[2:], scales, strict=True), 2)))
+    result = (
+        *shape[:2],
+        *(_scaled(axis, s, owner, i) for i, (axis, s) in enumerate(zip(shape[2:], scales, strict=True), 2)),
+    )
     return Layout(result, (*first, *[None] * (len(shape) - 2)), name=name, scale=scale if size is None else 1.0)
 
 
@@ -126,7 +129,9 @@ def roll(shape: Shape | None, shifts: Any, dims: Any = None) -> Layout:
     if dims is None:
         raise Inexact("all axes are rolled as one")
     axes = {axis % len(shape) for axis in ((dims,) if isinstance(dims, int) else dims)}
-    return Layout(shape, tuple(None if axis in axes else axis for axis in range(len(shape))), name=f"roll {shifts} {dims}")
+    return Layout(
+        shape, tuple(None if axis in axes else axis for axis in range(len(shape))), name=f"roll {shifts} {dims}"
+    )
 
 
 def _known(shape: Shape | None) -> Shape:

@@ -56,6 +56,4 @@ def pad(
     return Affine.pad(channels, axes, MODES[mode], value or 0) @ x
 
 
-PAD = RuleSet(
-    (constant_pad_module, reflection_pad_module, replication_pad_module, circular_pad_module, pad)
-)
+PAD = RuleSet((constant_pad_module, reflection_pad_module, replication_pad_module, circular_pad_module, pad))

@@ -61,7 +61,9 @@ def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shap
 
 
 def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
-    return mul(y, z, shape) if isinstance(y, Affine | Uniform) or isinstance(z, Affine | Uniform) else _times(y, z, shape)
+    return (
+        mul(y, z, shape) if isinstance(y, Affine | Uniform) or isinstance(z, Affine | Uniform) else _times(y, z, shape)
+    )
 
 
 @affine_rule(operator.neg, torch.neg, "neg", torch.negative)

@@ -142,7 +142,9 @@ def mean(shape: Shape | None, dim: Any = None, keepdim: bool = False, *, dtype: 
     name, scale = f"mean over {sorted(dims)} of {len(shape)}", 1.0 / POSITIONS if len(dims) > 1 else 1.0 / 16
     if keepdim:
         result = tuple(Size(1) if axis in dims else size for axis, size in enumerate(shape))
-        return Layout(result, tuple(None if axis in dims else axis for axis in range(len(shape))), name=name, scale=scale)
+        return Layout(
+            result, tuple(None if axis in dims else axis for axis in range(len(shape))), name=name, scale=scale
+        )
     carry = tuple(kept.index(axis) if axis in kept else None for axis in range(len(shape)))
     return Layout(tuple(shape[axis] for axis in kept), carry, name=name, scale=scale)
 

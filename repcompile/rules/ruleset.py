@@ -55,7 +55,9 @@ class RuleSet:
     """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind."""
 
     rules: tuple[Rule, ...] = ()
-    tables: dict[str, dict[Target, Rule]] = field(default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False)
+    tables: dict[str, dict[Target, Rule]] = field(
+        default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         for rule in self.rules:

@@ -49,9 +49,7 @@ def same(shape: Shape | None, *rest: Any, **options: Any) -> Shape | None:
     return shape
 
 
-@shape_rule(
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d
-)
+@shape_rule(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 def resized(shape: Shape | None, *rest: Any, owner: str = "", **options: Any) -> Shape | None:
     """Batch and channels stay; the positions are somebody else's business."""
     return shape and (*shape[:2], *(unknown(owner, axis) for axis in range(2, len(shape))))

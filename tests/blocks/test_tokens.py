@@ -89,13 +89,24 @@ def conv_beside_linear(size: int) -> nn.Module:
 
 
 def shifted_and_scaled() -> nn.Module:
-    """g (W (x + a) + b)"""
-    return Net(lambda m, x: m.conv(x + m.shift) * m.scale, conv=conv(size=1), shift=gain(4, 1, 1), scale=gain(4, 1, 1))
+    """g (W (x + a) + b), of a known width: one channel would be broadcast."""
+    return Net(
+        lambda m, x: m.conv(torch.tanh(m.norm(x)) + m.shift) * m.scale,
+        norm=norm(),
+        conv=conv(size=1),
+        shift=gain(4, 1, 1),
+        scale=gain(4, 1, 1),
+    )
 
 
 def shifted_linear() -> nn.Module:
-    """W (x + a) + b"""
-    return Net(lambda m, x: m.proj(x + m.shift), proj=nn.Linear(4, 6), shift=gain(4))
+    """W (x + a) + b, of a known width: one channel would be broadcast."""
+    return Net(
+        lambda m, x: m.proj(torch.tanh(m.first(x)) + m.shift),
+        first=nn.Linear(4, 5),
+        proj=nn.Linear(5, 6),
+        shift=gain(5),
+    )
 
 
 # -- RepMLP ------------------------------------------------------------------------------------------------------------
@@ -146,8 +157,8 @@ CASES = {
     "attention": Case(attention, ((image(2, 4, 8, 12),), (image(1, 4, 13, 18, seed=1),)), operators=8),
     "Conv1d beside Linear": Case(partial(conv_beside_linear, 3), TOKENS),
     "Conv1d of one tap beside Linear": Case(partial(conv_beside_linear, 1), TOKENS),
-    "shift, 1x1, scale": Case(shifted_and_scaled),
-    "shift, Linear": Case(shifted_linear, TOKENS),
+    "shift, 1x1, scale": Case(shifted_and_scaled, operators=3),
+    "shift, Linear": Case(shifted_linear, TOKENS, operators=3, blind=False),
     "RepMLP": Case(whole_window, WINDOW, blind=False),
     "RepMLP of windows": Case(partitioned, WINDOWS, blind=False),
 }
