@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from repcompile.borders import surround
 from repcompile.capture import Captured
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
@@ -37,6 +38,7 @@ KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.re
 
 def canonicalize(captured: Captured) -> Captured:
     """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
+    surround(captured.graph)
     seen: dict[Any, fx.Node] = {}
     for node in list(captured.graph.nodes):
         if _is_sum_of_stack(node):

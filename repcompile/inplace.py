@@ -97,8 +97,16 @@ def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int
     if not known or not _owned(written, classes):
         raise Unprovable(node)
     earlier = [user for user in written.users if order[user] < order[node]]
-    if not all(is_fresh(user, classes) or _reads_metadata(user) for user in earlier):
+    if not all(_keeps_no_view(user, order[node], order, classes) for user in earlier):
         raise Unprovable(node)
+
+
+def _keeps_no_view(user: fx.Node, write: int, order: Mapping[fx.Node, int], classes: Classes) -> bool:
+    """Whether `user` made something of its own, or a view that only what came before the write has read."""
+    if is_fresh(user, classes) or _reads_metadata(user):
+        return True
+    readers = user.users if _is_view(user, classes) else ()
+    return bool(readers) and all(order[r] < write and _keeps_no_view(r, write, order, classes) for r in readers)
 
 
 def _owned(value: fx.Node, classes: Classes) -> bool:
@@ -197,6 +205,7 @@ FRESH_FUNCTIONS: frozenset[Any] = frozenset(
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
         *(F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.relu6, F.gelu, F.silu, F.mish, F.sigmoid, F.softmax),
         *(F.hardswish, F.hardsigmoid, F.hardtanh, F.elu, F.leaky_relu, F.celu, F.selu, F.softplus, F.prelu),
+        F.pad,  # also where nothing is padded
         *(F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.normalize),
     ]
 )

@@ -19,6 +19,20 @@ def put(x: Tensor, index: Any, value: Any) -> Tensor:
     return result
 
 
+def surrounded(x: Tensor, pads: tuple[int, ...], value: Tensor, rank: int) -> Tensor:
+    """`F.pad`, and every side that was added overwritten with `value`, as an index of `rank` entries names it.
+
+    pads: as `F.pad` takes them, >= 0.  value: one number for each channel, as it is broadcast.
+    """
+    y = F.pad(x, pads)
+    for place, width in enumerate(pads):
+        if width:
+            index = [slice(None)] * rank
+            index[rank - 1 - place // 2] = slice(-width, None) if place % 2 else slice(0, width)
+            y[tuple(index)] = value
+    return y
+
+
 class ChannelAffine(nn.Module):
     """y = weight x + bias, one number per channel.  weight, bias: (c, 1, ..) as the layout broadcasts them."""
 

@@ -14,6 +14,7 @@ from torch import nn
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.axis import Axis
 from repcompile.errors import Inexact
+from repcompile.modules import put
 from repcompile.rules.ruleset import RuleSet, affine_rule, layout_rule, shape_rule
 from repcompile.shapes import Layout, Shape, Size, product, unknown
 
@@ -28,6 +29,25 @@ def getitem(x: Map, index: Any, shape: Shape | None = None) -> Map:
         if not _is_everything(entry):
             x = _picked(x, axis, entry, shape)
     return x
+
+
+@affine_rule(put)
+def overwrite(x: Map, index: Any, value: Map, shape: Shape | None = None) -> Map:
+    """x[:, a:b] = value: the channels before, the value, the channels behind."""
+    entries = _expanded(index, shape)
+    axes = [axis for axis, entry in enumerate(entries) if not _is_everything(entry)]
+    if shape is None or len(axes) != 1 or not isinstance(value, Affine):
+        raise Inexact("an assignment of something else than channels")
+    n_axes = len(shape) - 1 - axes[0]
+    if n_axes != len(value.axes) or axes[0] == 0 or not isinstance(entries[axes[0]], slice):
+        raise Inexact("an assignment of something else than channels")
+    x = x.placed(n_axes, None) if isinstance(x, Uniform) else x
+    start, stop, step = _entries(entries[axes[0]]).indices(x.c_out)
+    if step != 1 or stop - start != value.c_out:
+        raise Inexact("an assignment of something else than channels")
+    parts = [slice(0, start), slice(stop, x.c_out)]
+    before, behind = ([_selected(x, axes[0], part, shape)] if part.stop > part.start else [] for part in parts)
+    return Affine.cat([*before, value, *behind])
 
 
 @affine_rule(torch.narrow, "narrow")
@@ -256,7 +276,7 @@ def _over(size: Size, divisor: int) -> Size:
 
 CHANNELS = RuleSet(
     (
-        *(getitem, narrow, flip, index_select, cat, cat_shape, chunk, split),
+        *(getitem, overwrite, narrow, flip, index_select, cat, cat_shape, chunk, split),
         *(channel_shuffle_module, channel_shuffle, pixel_shuffle_module, pixel_shuffle),
         *(pixel_unshuffle_module, pixel_unshuffle),
     )

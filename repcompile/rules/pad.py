@@ -9,8 +9,10 @@ from torch import nn
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.errors import Inexact
+from repcompile.modules import surrounded
 from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.shapes import Shape
+from repcompile.values import Weight
 
 MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -56,4 +58,20 @@ def pad(
     return Affine.pad(channels, axes, MODES[mode], value or 0) @ x
 
 
-PAD = RuleSet((constant_pad_module, reflection_pad_module, replication_pad_module, circular_pad_module, pad))
+@affine_rule(surrounded)
+def surround(x: Map, pads: Sequence[int], value: Weight, rank: int, shape: Shape | None = None) -> Map:
+    """More around the image: another number for each channel."""
+    pairs = list(zip(pads[::2], pads[1::2], strict=True))
+    n_axes = rank - 2
+    if (shape is not None and len(shape) != rank) or (isinstance(x, Affine) and len(x.axes) != n_axes):
+        raise Inexact("sides of another axis are overwritten")
+    if not 0 < n_axes <= 3 or any(map(any, pairs[n_axes:])):
+        raise Inexact("padding along the channels or the batch")
+    x = x.placed(n_axes) if isinstance(x, Uniform) else x
+    if tuple(value.shape) not in ((1, x.c_out, *[1] * n_axes), (x.c_out, *[1] * n_axes)):
+        raise Inexact(f"a value of shape {tuple(value.shape)} around {x.c_out} channels")
+    axes = [(0, 0)] * (n_axes - len(pairs)) + pairs[:n_axes][::-1]
+    return Affine.pad(x.c_out, axes, value=value) @ x
+
+
+PAD = RuleSet((constant_pad_module, reflection_pad_module, replication_pad_module, circular_pad_module, pad, surround))
