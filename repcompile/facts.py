@@ -24,6 +24,7 @@ from repcompile.capture import Captured
 from repcompile.constants import Constants
 from repcompile.errors import Inexact, RepcompileError, RuleError
 from repcompile.interpret import with_tensors
+from repcompile.modules import put
 from repcompile.paths import Fact, Step, aligned, behind, stepped
 from repcompile.rules.ruleset import Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
@@ -38,16 +39,15 @@ KEEP_CHANNELS = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
 )
-KEEP_CHANNELS_FUNCTIONS = (F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh)
+KEEP_CHANNELS_FUNCTIONS = (put, "clone", "contiguous", F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh)
 STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
 ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
-CONVOLUTIONS_OF = (
-    (nn.Conv1d, nn.ConvTranspose1d),
-    (nn.Conv2d, nn.ConvTranspose2d),
-    (nn.Conv3d, nn.ConvTranspose3d),
-)
-CONVOLUTIONS = tuple(cls for classes in CONVOLUTIONS_OF for cls in classes)
+READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
+}
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
 
@@ -144,7 +144,7 @@ class _Interpreter:
             call = node.args[0]
             self._calls[node] = (call, {"part": node.args[1]})
             affine, values = self._found[call], [value for value in values[0].all_input_nodes if value in self._shapes]
-        step = None if layout is None else self._step(node, layout, values[0])
+        step = None if layout is None else self._step(node, layout, values)
         facts = () if step is None else tuple(stepped(fact, step) for fact in self._sources(values[0]))
         if step is not None and layout is not None:
             self._shapes[node], self._found[node], self._steps[node] = step.layout.shape, layout, step
@@ -160,7 +160,7 @@ class _Interpreter:
         users = list(node.users)
         for user in users if depth else ():
             module = user.op == "call_module" and issubclass(self._captured.torch_class(user), KEEP_CHANNELS)
-            if module or user.target in KEEP_CHANNELS_FUNCTIONS:
+            if user.args[:1] == (node,) and (module or user.target in KEEP_CHANNELS_FUNCTIONS):
                 users = [*users, *self._readers(user, depth - 1)]
         return users
 
@@ -183,7 +183,11 @@ class _Interpreter:
     def _learn_channels(self, value: fx.Node, fact: Fact) -> None:
         """An operator that takes no other number of channels tells how many its operand has."""
         shape, x = self._shapes.get(value), fact.map
-        if fact.source is not value or shape is None or not isinstance(x, Affine) or len(x.axes) >= len(shape):
+        if fact.source is not value or not isinstance(x, Affine):
+            return
+        if shape is None and x.axes:
+            shape = named(value.name, len(x.axes) + 2)
+        if shape is None or len(x.axes) >= len(shape):
             return
         place = len(shape) - 1 - len(x.axes)
         if shape[place].known is None:
@@ -221,11 +225,12 @@ class _Interpreter:
     def _read_as(self, node: fx.Node) -> Shape | None:
         """The shape that a convolution expects of what it reads; it is taken to be called on batches."""
         for user in self._readers(node):
-            if user.op == "call_module" and issubclass(cls := self._captured.torch_class(user), CONVOLUTIONS):
-                n_axes = next(n for n, classes in enumerate(CONVOLUTIONS_OF, 1) if issubclass(cls, classes))
-                shape = named(node.name, n_axes + 2)
-                module: Any = self._captured.module(user)
-                return (shape[0], Size(module.in_channels), *shape[2:])
+            cls = self._captured.torch_class(user) if user.op == "call_module" else type(None)
+            for n_axes, classes in READERS.items():
+                if issubclass(cls, classes):
+                    module: Any = self._captured.module(user)
+                    channels = module.num_features if hasattr(module, "num_features") else module.in_channels
+                    return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
         return None
 
     # -- sizes -------------------------------------------------------------------------------------------------------
@@ -265,7 +270,9 @@ class _Interpreter:
         size, by = self._as_size(dividend), self._as_size(divisor)
         if size is None or by is None:
             return None
-        return Size(size.known // by.known) if size.known and by.known and size.known >= by.known else size.over(by)
+        if size.known and by.known and size.known >= by.known:
+            return Size(size.known // by.known)
+        return size.over(by) or Size(1, (f"{size.number} {size.names} over {by.number} {by.names}",))
 
     def _as_size(self, arg: Any) -> Size | None:
         if isinstance(arg, int) and not isinstance(arg, bool) and arg > 0:
@@ -288,19 +295,20 @@ class _Interpreter:
         found = {"owner": node.name, "shapes": [self._shapes.get(value) for value in values]}
         return {name: value for name, value in found.items() if rule.wants(name)}
 
-    def _step(self, node: fx.Node, rule: Rule, operand: fx.Node) -> Step | None:
+    def _step(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Step | None:
         """The operator as a step of a path; the shape is known even where it is none."""
         args, kwargs = self._arguments(node, None)
+        operand = values[0]
         if not args or args[0] is not operand:
             return None
         if self._shapes.get(operand) is None:
             self._learn_rank(node, operand)
         shape = self._shapes.get(operand)
-        options = {**kwargs, **self._extras(node, rule, [operand])}
+        options = {**kwargs, **self._extras(node, rule, values)}
         if not rule.accepts((shape, *args[1:]), options):
             return None
         try:
-            layout: Layout = rule(shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(options))
+            layout: Layout = rule(shape, *self._resolved_shapes(args[1:], rule), **self._resolved_sizes(options))
         except Inexact:
             return None
         if shape is None:
@@ -407,6 +415,10 @@ class _Interpreter:
     def _sources(self, value: fx.Node) -> tuple[Fact, ...]:
         trivial = Fact(value, Uniform(sizes=known_sizes(self._shapes.get(value))))
         return (trivial, *self._facts.get(value, ()))
+
+    def _resolved_shapes(self, args: Any, rule: Rule) -> Any:
+        """Arguments that are values are known by their shapes, which a rule that takes some has got already."""
+        return map_arg(args, lambda node: None if rule.wants("shapes") else self._size_operand(node))
 
     def _resolved_sizes(self, args: Any) -> Any:
         """Arguments of a rule about shapes: sizes and whole shapes for the nodes that ask for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -47,6 +48,8 @@ class Interpreter:
     def _operand(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
         if node in values:
             return values[node]
+        if node.target is operator.floordiv and node in self._sizes:
+            return operator.floordiv(*map_arg(node.args, lambda operand: self._operand(operand, values)))
         if node in self._sizes:
             return evaluated(self._sizes[node], self._assigned)
         if node not in self._constants:
