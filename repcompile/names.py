@@ -86,6 +86,8 @@ class _Paths:
         return name
 
     def _numbered(self, wish: str) -> Iterator[str]:
+        while not self._used.isdisjoint(_prefixes(wish)):  # inside something that stays as it is
+            wish = wish.rpartition(".")[0]
         while True:
             counter, self._counted[wish] = self._counted[wish], self._counted[wish] + 1
             yield f"{wish or 'root'}_fused{counter or ''}"

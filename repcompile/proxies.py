@@ -76,6 +76,35 @@ class Value:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.node.name})"
 
+    def __str__(self) -> str:
+        """Good as a key, the same for the same question; comparing it with what it might be needs the value."""
+        root, name = vars(self).get("root", self), vars(self).get("name", "")
+        return UnknownText(f"{root.node.op} {root.node.target} {name}", self.tracer)
+
+    def __format__(self, specification: str) -> str:
+        return f"<{vars(self).get('name', 'value')}>"  # in messages, which nobody branches on
+
+
+class UnknownText(str):
+    """The text of a value that only the run will know."""
+
+    tracer: Any
+    __slots__ = ("tracer",)
+    __hash__ = str.__hash__
+
+    def __new__(cls, text: str, tracer: Any) -> UnknownText:
+        made = super().__new__(cls, text)
+        made.tracer = tracer
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, UnknownText):
+            return str.__eq__(self, other)
+        raise self.tracer.refusal("needs the text of a value that only the run will know")
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
 
 class TensorValue(Value):
     """A value that is a tensor, also to a forward that asks `isinstance(x, torch.Tensor)`.
@@ -199,5 +228,7 @@ for _name in f"{INPLACE} setitem".split():
     setattr(TensorValue, f"__{_name}__", _recording(getattr(operator, f"__{_name}__")))
 for _name, _question in UNKNOWN.items():
     setattr(Value, f"__{_name}__", _unknown(_question))
+for _name in "__contains__ __getitem__ endswith find index lower partition replace rpartition split startswith".split():
+    setattr(UnknownText, _name, _unknown("the text"))
 for _function in (math.ceil, math.floor):
     setattr(Value, f"__{_function.__name__}__", _recording(_function))

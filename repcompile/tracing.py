@@ -23,7 +23,8 @@ from repcompile.classes import HOOKS, hooked, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
-from repcompile.memory import require_unchanged, snapshot
+from repcompile.memo import same_program
+from repcompile.memory import Changed, changes, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, TensorValue, Value
 from repcompile.questions import asks_for_type
@@ -60,9 +61,7 @@ def trace(
     if not {id(module) for module in model.modules()}.isdisjoint(map(id, shell.modules())):
         raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
     tracer = _Tracer(shell, leaves, frozenset(opaque))
-    before = snapshot(shell)
     tracer.run(arguments)
-    require_unchanged(shell, before)
     return Traced(tracer.graph, tracer.constants, tracer.failures)
 
 
@@ -109,17 +108,39 @@ class _Tracer(fx.Tracer):
 
     def run(self, arguments: Arguments) -> None:
         """Trace the root's own forward into `graph`."""
+        before = snapshot(self.root)
         try:
-            inputs = [self.create_proxy("placeholder", name, (), {}) for name in arguments.inputs]
-            args, kwargs = arguments.call(inputs)
-            with Factories(self):
-                result = self.root.forward(*args, **kwargs)
-            require_plain(result)
-            self.create_node("output", "output", (self.create_arg(result),), {})
-            self._require_unrefused(0)
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
+                result = self._result(arguments)
+                changed = changes(self.root, before)
+                if changed and not self._is_memo(arguments, result):
+                    raise Changed(changed)
+            self.create_node("output", "output", (result,), {})
+        except Changed:
+            raise
         except Exception as error:  # the user's forward
             name = type(self.root).__name__
             raise Untraceable(f"{name}.forward cannot be traced: {reason_of(error)}") from error
+
+    def _result(self, arguments: Arguments) -> Any:
+        """Trace one call; what it returns, as arguments of a node."""
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in arguments.inputs]
+        args, kwargs = arguments.call(inputs)
+        with Factories(self):
+            result = self.root.forward(*args, **kwargs)
+        require_plain(result)
+        self._require_unrefused(0)
+        return self.create_arg(result)
+
+    def _is_memo(self, arguments: Arguments, result: Any) -> bool:
+        """Whether a second call is the same program, and changes nothing more: then what changed is a cache."""
+        first, between = list(self.graph.nodes), snapshot(self.root)
+        again = self._result(arguments)
+        second = list(self.graph.nodes)[len(first) :]
+        same = same_program(first, second, (result, again)) and not changes(self.root, between)
+        for node in reversed(second):
+            self.graph.erase_node(node)
+        return same
 
     # -- what proxies ask --------------------------------------------------------------------------------------------
 

@@ -450,6 +450,53 @@ def test_example_inputs_leave_no_trace_in_what_is_remembered(how: str) -> None:
     assert_same_call(fresh, model, images()[0])
 
 
+class Caching(nn.Module):
+    """Remembers what it computed from a parameter, by device, as attention biases are; or from its input."""
+
+    def __init__(self, of_the_input: bool = False, once: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm, self.gamma = conv(), norm(), gain(4, 2)
+        self.of_the_input, self.once = of_the_input, once
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        first = key not in self.cache
+        if first:
+            self.cache[key] = x.mean() if self.of_the_input else self.gamma.sum(1).view(4, 1, 1)
+        y = self.norm(self.conv(x)) * self.cache[key]
+        return y + 1.0 if first and self.once else y
+
+
+def test_a_cache_of_what_parameters_make_is_no_memory() -> None:
+    model = made(lambda: nn.Sequential(Caching(), nn.ReLU()))
+    fused = check(model, *images(), operators=2)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+@pytest.mark.parametrize("options", [{"of_the_input": True}, {"once": True}], ids=["input", "once"])
+def test_a_cache_that_matters_goes_on(options: dict[str, bool]) -> None:
+    model = made(lambda: nn.Sequential(Caching(**options), nn.ReLU()))
+    fused = fuse(model)
+    for call in (*images(), *images()):
+        assert_same_call(model, fused, call)
+
+
+def test_a_branch_on_the_device_is_not_guessed() -> None:
+    def moved(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.conv(x)) if str(x.device) == "cpu" else x
+
+    check(made(lambda: nn.Sequential(Net(moved, **parts()), nn.ReLU())), *images())
+
+
+def test_a_message_about_a_size_is_no_question() -> None:
+    def checked(m: Any, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] == 4, f"got {x.shape[1]} channels")
+        return m.norm(m.conv(x))
+
+    check(made(lambda: Net(checked, **parts())), *images(), operators=3)
+
+
 @functools.lru_cache
 def cached_ramp(count: int) -> Tensor:
     return torch.arange(count, dtype=torch.float64).view(count, 1, 1)
