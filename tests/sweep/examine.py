@@ -4,103 +4,95 @@ import copy
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from repcompile import Compilation, RepcompileError, Report, VerificationError, compile_model
-from repcompile.testing import randomize
 from repcompile.verify import compare_outputs
+from tests.sweep.calibrate import calibrated
 from tests.sweep.fingerprint import differences, fingerprint
+from tests.sweep.judge import problems_of
 from tests.sweep.price import counts_of
 from tests.sweep.remaining import norms_without_reason
-from tests.sweep.result import Counts, Result
-from tests.sweep.subject import Inputs, Subject
+from tests.sweep.result import Result
+from tests.sweep.subject import Inputs, Subject, in_float64, run, sizes_of
 
-EXACT = 1e-10  # largest relative error of a model with float64 weights
-ROUNDED = 1e-6  # and of one whose folded weights were rounded to float32
-SIZES = 2
-UNUSABLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError)  # from the model
+SIZES = 2  # input sizes compared
+REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError)  # the model's own
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The model in float32, which is never run, a copy in float64, and the inputs that it takes."""
+
+    model: nn.Module
+    double: nn.Module
+    inputs: tuple[Inputs, ...]
 
 
 def examine(name: str, build: Callable[[], Subject]) -> Result:
     """Build the model, fuse it in float32 without inputs and in float64 with them, compare, and count."""
     torch.manual_seed(0)
     subject = build()
-    model = randomize(subject.model, seed=1).eval()
-    double, inputs, complaint = _accepted(model, subject.candidates)
+    subject.model.eval()
+    inputs, complaint = _accepted(subject)
     if not inputs:
-        return Result(name, skipped=f"the model itself does not run in float64: {complaint}")
+        return Result(name, skipped=f"the model itself does not run: {complaint}")
+    return _examined(name, _prepared(subject.model, inputs))
+
+
+def _examined(name: str, prepared: Prepared) -> Result:
+    model, double, inputs = prepared.model, prepared.double, prepared.inputs
     before = fingerprint(model)
     plain, seconds = _timed(lambda: compile_model(model))
-    informed, problem = _informed(double, in_float64(inputs[0]))
-    expected = [_run(double, in_float64(each)) for each in inputs]
-    rounded = _error(expected, copy.deepcopy(plain.module).double(), inputs)
-    exact = None if informed is None else _error(expected, informed.module, inputs)
-    counts = _counts(inputs[0], model, plain, informed)
-    silent = norms_without_reason(plain.module, plain.report)
-    problems = (
-        *_touched(differences(before, fingerprint(model))),
-        *problem,
-        *_wrong("float32", rounded, ROUNDED),
-        *_wrong("float64", exact, EXACT),
-        *_worse("fuse(model)", counts[0], counts[1]),
-        *_worse("fuse(model, inputs)", counts[0], counts[2]),
-        *(f"batch norm {path} is left without a reason" for path in silent[:1]),
-    )
-    return Result(
+    touched = differences(before, fingerprint(model))
+    informed, complaint = _informed(double, in_float64(inputs[0]))
+    expected = [run(double, in_float64(each)) for each in inputs]
+    result = Result(
         name,
-        problems,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        sizes=tuple(_size(each) for each in inputs),
-        before=counts[0],
-        plain=counts[1],
-        informed=counts[2],
-        exact=exact,
-        rounded=rounded,
+        sizes=tuple(map(sizes_of, inputs)),
+        rounded=_error(expected, copy.deepcopy(plain.module).double(), inputs),
+        exact=None if informed is None else _error(expected, informed.module, inputs),
+        before=counts_of(model, inputs[0]),
+        plain=counts_of(plain.module, inputs[0]),
+        informed=None if informed is None else counts_of(informed.module.float(), inputs[0]),
         seconds=seconds,
         left=_reasons(plain.report),
-        silent=silent,
+        silent=norms_without_reason(plain.module, plain.report),
+        touched=tuple(touched),
     )
+    return problems_of(result, complaint)
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
+# -- preparing ---------------------------------------------------------------------------------------------------------
 
 
-def in_float64(inputs: Any) -> Any:
-    def convert(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return pytree.tree_map(convert, inputs)
-
-
-def _accepted(model: nn.Module, candidates: Sequence[Inputs]) -> tuple[nn.Module, list[Inputs], str]:
-    """(model in float64, the first inputs that it takes, its last complaint).  `model` itself is not run."""
-    double, accepted, complaint = copy.deepcopy(model).double(), list[Inputs](), ""
-    for inputs in candidates:
+def _accepted(subject: Subject) -> tuple[tuple[Inputs, ...], str]:
+    """(the first inputs that the model takes in float64, what it said to others)"""
+    accepted, complaint = list[Inputs](), ""
+    for inputs in subject.candidates:
         try:
-            _run(copy.deepcopy(double), in_float64(inputs))
-        except UNUSABLE as error:
+            run(copy.deepcopy(subject.model).double(), in_float64(inputs))
+        except REFUSALS as error:
             complaint = f"{type(error).__name__}: {error}".split("\n")[0]
         else:
             accepted.append(inputs)
         if len(accepted) == SIZES:
             break
-    return double, accepted, complaint
+    return tuple(accepted), complaint
 
 
-def _run(model: nn.Module, inputs: Inputs) -> Any:
-    """The same noise every time."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        return model(*_copied(inputs))
+def _prepared(model: nn.Module, inputs: tuple[Inputs, ...]) -> Prepared:
+    model = calibrated(model, copy.deepcopy(model), inputs[0])
+    return Prepared(model, copy.deepcopy(model).double(), inputs)
 
 
-def _copied(inputs: Inputs) -> Inputs:
-    return pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+# -- compiling and comparing -------------------------------------------------------------------------------------------
 
 
 def _timed(function: Callable[[], Compilation]) -> tuple[Compilation, float]:
@@ -108,61 +100,32 @@ def _timed(function: Callable[[], Compilation]) -> tuple[Compilation, float]:
     return function(), time.perf_counter() - start
 
 
-def _informed(double: nn.Module, inputs: Inputs) -> tuple[Compilation | None, list[str]]:
+def _informed(double: nn.Module, inputs: Inputs) -> tuple[Compilation | None, str]:
     """The compilation with example inputs, or what it says is wrong."""
     try:
-        return compile_model(double, inputs), []
+        return compile_model(double, inputs), ""
     except RepcompileError as error:
-        return None, [f"with inputs, {type(error).__name__}: {error}"]
-
-
-# -- judging -----------------------------------------------------------------------------------------------------------
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _error(expected: Sequence[Any], fused: nn.Module, inputs: Sequence[Inputs]) -> float:
     """The largest relative error over all inputs, infinite where the results differ in structure."""
     try:
         return max(
-            compare_outputs(want, _run(fused, in_float64(each))).relative
+            compare_outputs(want, run(fused, in_float64(each))).relative
             for want, each in zip(expected, inputs, strict=True)
         )
     except VerificationError:
         return float("inf")
 
 
-def _counts(
-    inputs: Inputs, model: nn.Module, plain: Compilation, informed: Compilation | None
-) -> tuple[Counts, Counts, Counts | None]:
-    single = None if informed is None else counts_of(informed.module.float(), inputs)
-    return counts_of(copy.deepcopy(model), inputs), counts_of(copy.deepcopy(plain.module), inputs), single
-
-
-def _touched(names: Sequence[str]) -> Iterable[str]:
-    return [f"the user's model was touched: {', '.join(names[:3])}"] if names else []
-
-
-def _wrong(what: str, error: float | None, most: float) -> Iterable[str]:
-    return [] if error is None or error <= most else [f"{what} model: relative error {error:.1e}"]
-
-
-def _worse(what: str, before: Counts, after: Counts | None) -> Iterable[str]:
-    if after is None:
-        return
-    if after.operators > before.operators:
-        yield f"{what}: {before.operators} operators became {after.operators}"
-    if after.price > before.price:
-        yield f"{what}: the estimated cost rose by {after.price / before.price - 1:.2%}"
+# -- reading the report ------------------------------------------------------------------------------------------------
 
 
 def _reasons(report: Report) -> dict[str, int]:
-    """Reason -> places; what tells places apart (numbers, names) is left out."""
+    """Reason -> places, without the numbers and names that tell places apart."""
     return dict(Counter(_general(item.reason) for item in report.left).most_common())
 
 
 def _general(reason: str) -> str:
     return re.sub(r"'[^']*'", "'...'", re.sub(r"\d+(\.\d+)?", "N", reason))
-
-
-def _size(inputs: Inputs) -> str:
-    tensors = [value for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor)]
-    return "x".join(map(str, tensors[0].shape))

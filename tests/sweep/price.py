@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from repcompile import Cost, Roofline
-from repcompile.measure import measure
+from repcompile.measure import macs_of, measure
 from tests.sweep.result import Counts
 from tests.sweep.subject import Inputs
 
@@ -37,10 +36,5 @@ class _Pricing(TorchDispatchMode):
         if not func.is_view:
             tensors = [value for value in pytree.tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.price += self._roofline(Cost(_macs(func, args, kwargs, result), size, 1))
+            self.price += self._roofline(Cost(macs_of(func, args, kwargs, result), size, 1))
         return result
-
-
-def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> float:
-    count = flop_registry.get(func.overloadpacket)
-    return 0.0 if count is None else count(*args, **kwargs, out_val=result) / 2

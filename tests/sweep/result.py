@@ -27,7 +27,8 @@ class Result:
     parameters: of the model.  sizes: shapes of the inputs compared.  before, plain, informed: as it was, after
     `fuse(model)`, after `fuse(model, example_inputs)`.  exact: largest relative error of a float64 model.
     rounded: of a float32 model, compared in float64.  seconds: `fuse(model)`.
-    trace: end of the process's traceback.  left: reason -> places.  silent: batch norms that are left without a reason.
+    touched: what changed in the user's model.  trace: end of the process's traceback.
+    left: reason -> places.  silent: batch norms that are left without a reason.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Result:
     exact: float | None = None
     rounded: float | None = None
     seconds: float | None = None
+    touched: tuple[str, ...] = ()
     trace: str = ""
     left: Mapping[str, int] = field(default_factory=dict[str, int])
     silent: tuple[str, ...] = ()
@@ -59,6 +61,6 @@ def read(path: Path) -> Result:
     fields: dict[str, Any] = json.loads(path.read_text())
     for name in ("before", "plain", "informed"):
         fields[name] = Counts(**fields[name]) if fields[name] else None
-    for name in ("problems", "sizes", "silent"):
+    for name in ("problems", "sizes", "silent", "touched"):
         fields[name] = tuple(fields[name])
     return Result(**fields)

@@ -1,4 +1,4 @@
-"""What a library hands to the worker."""
+"""What a library hands to the worker, and how it is run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 Inputs = tuple[Any, ...]
 
@@ -21,3 +22,24 @@ class Subject:
 def images(*shape: int, seed: int = 0) -> Tensor:
     """Noise of the given shape, the same every time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """The result for a copy of `inputs`; the model draws the same noise every time."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return model(*mapped(torch.clone, inputs))
+
+
+def in_float64(inputs: Inputs) -> Inputs:
+    return mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+
+
+def sizes_of(inputs: Inputs) -> str:
+    """The shape of the first tensor."""
+    return "x".join(map(str, next(x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)).shape))
+
+
+def mapped(function: Any, inputs: Inputs) -> Inputs:
+    """The same structure, with every tensor changed."""
+    return pytree.tree_map(lambda value: function(value) if isinstance(value, Tensor) else value, inputs)

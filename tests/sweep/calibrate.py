@@ -1,0 +1,45 @@
+"""Batch-norm statistics as training leaves them: near what the layer sees, and no two alike.
+
+Statistics out of nothing make deep networks chaotic: a last bit in one weight moves the output by per cents, so that no
+rounding could be told from an error.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repcompile.testing import randomize
+from tests.sweep.subject import Inputs, run
+
+
+def calibrated(model: nn.Module, runnable: nn.Module, inputs: Inputs, seed: int = 1) -> nn.Module:
+    """`model` with random gains, shifts and layer scales, and statistics measured on `inputs`, then disturbed.
+
+    runnable: a copy of `model` that may be run and changed.
+    """
+    randomize(runnable, seed)
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in runnable.modules() if isinstance(module, _BatchNorm)]
+
+    def measure(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        _measure(norm, arguments[0], generator)
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    run(runnable, inputs)
+    for hook in hooks:
+        hook.remove()
+    model.load_state_dict(runnable.state_dict())
+    return model
+
+
+def _measure(norm: _BatchNorm, x: Tensor, generator: torch.Generator) -> None:
+    """A mean off by 0.3 standard deviations, a variance off by up to a half."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    values = x.transpose(0, 1).flatten(1)  # (channels, the rest)
+    mean, variance = values.mean(1), values.var(1, correction=0)
+    deviation = variance.sqrt()
+    variance = variance + 0.01 * variance.mean() + 1e-3  # a channel that never varies is not blown up
+    norm.running_mean.copy_(mean + 0.3 * deviation * torch.randn(mean.shape, generator=generator))
+    norm.running_var.copy_(variance * torch.empty(mean.shape).uniform_(0.5, 1.5, generator=generator))

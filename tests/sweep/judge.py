@@ -1,0 +1,38 @@
+"""What is wrong with a result."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tests.sweep.result import Counts, Result
+
+EXACT = 1e-10  # largest relative error of a model with float64 weights
+ROUNDED = 1e-6  # and of one whose folded weights were rounded to float32
+
+
+def problems_of(result: Result, complaint: str = "") -> Result:
+    """The result with its problems.  complaint: of `fuse(model, inputs)`, where it raised."""
+    return replace(result, problems=tuple(_problems(result, complaint)))
+
+
+def _problems(result: Result, complaint: str) -> Iterator[str]:
+    if result.touched:
+        yield f"the user's model was touched: {', '.join(result.touched[:3])}"
+    if complaint:
+        yield f"with inputs, {complaint}"
+    if result.rounded is not None and not result.rounded <= ROUNDED:
+        yield f"float32 model: relative error {result.rounded:.1e}"
+    if result.exact is not None and not result.exact <= EXACT:
+        yield f"float64 model: relative error {result.exact:.1e}"
+    yield from _worse("fuse(model)", result.before, result.plain)
+    yield from _worse("fuse(model, inputs)", result.before, result.informed)
+    if result.silent:
+        yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
+
+
+def _worse(what: str, before: Counts | None, after: Counts | None) -> Iterator[str]:
+    if before is None or after is None:
+        return
+    if after.operators > before.operators:
+        yield f"{what}: {before.operators} operators became {after.operators}"
+    if after.price > before.price:
+        yield f"{what}: the estimated cost rose by {after.price / before.price - 1:.2%}"
