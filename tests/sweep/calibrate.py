@@ -4,6 +4,8 @@ Statistics out of nothing make deep networks chaotic: a last bit in one weight m
 rounding could be told from an error.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,6 +33,18 @@ def calibrated(model: nn.Module, runnable: nn.Module, inputs: Inputs, seed: int 
         hook.remove()
     model.load_state_dict(runnable.state_dict())
     return model
+
+
+def disturbed(double: nn.Module, seed: int = 2) -> nn.Module:
+    """A copy of a float64 model whose weights are off by what rounding them to float32 may cost."""
+    result = copy.deepcopy(double)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            if parameter.is_floating_point():
+                noise = torch.empty(parameter.shape).uniform_(-1, 1, generator=generator)
+                parameter.mul_(1 + torch.finfo(torch.float32).eps / 2 * noise)
+    return result
 
 
 def _measure(norm: _BatchNorm, x: Tensor, generator: torch.Generator) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 
 from repcompile import Compilation, RepcompileError, Report, VerificationError, compile_model
 from repcompile.verify import compare_outputs
-from tests.sweep.calibrate import calibrated
+from tests.sweep.calibrate import calibrated, disturbed
 from tests.sweep.fingerprint import differences, fingerprint
-from tests.sweep.judge import problems_of
+from tests.sweep.judge import ROUNDED, problems_of
 from tests.sweep.price import counts_of
 from tests.sweep.remaining import norms_without_reason
 from tests.sweep.result import Result
@@ -52,11 +52,13 @@ def _examined(name: str, prepared: Prepared) -> Result:
     touched = differences(before, fingerprint(model))
     informed, complaint = _informed(double, in_float64(inputs[0]))
     expected = [run(double, in_float64(each)) for each in inputs]
+    rounded = _error(expected, copy.deepcopy(plain.module).double(), inputs)
     result = Result(
         name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         sizes=tuple(map(sizes_of, inputs)),
-        rounded=_error(expected, copy.deepcopy(plain.module).double(), inputs),
+        rounded=rounded,
+        explained=_error(expected, disturbed(double), inputs) if rounded > ROUNDED else None,
         exact=None if informed is None else _error(expected, informed.module, inputs),
         before=counts_of(model, inputs[0]),
         plain=counts_of(plain.module, inputs[0]),

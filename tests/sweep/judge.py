@@ -7,6 +7,7 @@ from tests.sweep.result import Counts, Result
 
 EXACT = 1e-10  # largest relative error of a model with float64 weights
 ROUNDED = 1e-6  # and of one whose folded weights were rounded to float32
+ROUNDINGS = 4  # or this many times what one rounding of its weights does to the model itself
 
 
 def problems_of(result: Result, complaint: str = "") -> Result:
@@ -19,8 +20,9 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
         yield f"the user's model was touched: {', '.join(result.touched[:3])}"
     if complaint:
         yield f"with inputs, {complaint}"
-    if result.rounded is not None and not result.rounded <= ROUNDED:
-        yield f"float32 model: relative error {result.rounded:.1e}"
+    explained = result.explained or 0.0
+    if result.rounded is not None and not result.rounded <= max(ROUNDED, ROUNDINGS * explained):
+        yield f"float32 model: relative error {result.rounded:.1e}, rounding explains {explained:.1e}"
     if result.exact is not None and not result.exact <= EXACT:
         yield f"float64 model: relative error {result.exact:.1e}"
     yield from _worse("fuse(model)", result.before, result.plain)

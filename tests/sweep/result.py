@@ -26,7 +26,8 @@ class Result:
     name: of the entry.  problems: what is wrong, empty if nothing is.  skipped: why the model could not be asked.
     parameters: of the model.  sizes: shapes of the inputs compared.  before, plain, informed: as it was, after
     `fuse(model)`, after `fuse(model, example_inputs)`.  exact: largest relative error of a float64 model.
-    rounded: of a float32 model, compared in float64.  seconds: `fuse(model)`.
+    rounded: of a float32 model, compared in float64.  explained: what the model itself makes of weights that are off by
+    one rounding to float32, where `rounded` is more than usual.  seconds: `fuse(model)`.
     touched: what changed in the user's model.  trace: end of the process's traceback.
     left: reason -> places.  silent: batch norms that are left without a reason.
     """
@@ -41,6 +42,7 @@ class Result:
     informed: Counts | None = None
     exact: float | None = None
     rounded: float | None = None
+    explained: float | None = None
     seconds: float | None = None
     touched: tuple[str, ...] = ()
     trace: str = ""
