@@ -48,7 +48,9 @@ RECIPES = {
     "mobilevit": Recipe("MobileViTForImageClassification", {"hidden_sizes": [32, 48, 64]}),
     "mobilevit-segmentation": Recipe("MobileViTForSemanticSegmentation", {"hidden_sizes": [32, 48, 64]}),
     "mobilevitv2": Recipe("MobileViTV2ForImageClassification", {"width_multiplier": 0.5}),
-    "efficientnet": Recipe("EfficientNetForImageClassification", {"width_coefficient": 0.5, "depth_coefficient": 0.5}),
+    "efficientnet": Recipe(
+        "EfficientNetForImageClassification", {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
+    ),
     "segformer": Recipe(
         "SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 48, 64], "decoder_hidden_size": 32}
     ),
@@ -61,7 +63,7 @@ RECIPES = {
     "pvt_v2-linear": Recipe("PvtV2ForImageClassification", {"depths": [1, 1, 1, 1], "linear_attention": True}),
     "swin": Recipe("SwinForImageClassification", {"embed_dim": 24, "depths": [1, 2, 1, 1]}, 224),
     "swinv2": Recipe("Swinv2ForImageClassification", {"embed_dim": 24, "depths": [1, 2, 1, 1]}, 224),
-    "cvt": Recipe("CvtForImageClassification", {"embed_dim": [16, 48, 96], "depth": [1, 1, 2]}),
+    "cvt": Recipe("CvtForImageClassification", {"embed_dim": [16, 48, 96], "depth": [1, 2, 3]}),
     "focalnet": Recipe("FocalNetForImageClassification", {"embed_dim": 24, "depths": [1, 1, 2, 1]}),
     "focalnet-layerscale": Recipe(
         "FocalNetForImageClassification",
