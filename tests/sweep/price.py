@@ -14,13 +14,11 @@ from tests.sweep.subject import Inputs
 
 
 def counts_of(model: nn.Module, inputs: Inputs) -> Counts:
-    """Run `model` three times: the first fills what it remembers per size, such as border maps."""
-    pricing = _Pricing()
+    """Run `model` twice: the first time fills what it remembers per size, such as border maps."""
     with torch.no_grad():
         model(*inputs)
-        with pricing:
-            model(*inputs)
-    measured = measure(model, inputs)
+    with _Pricing() as pricing:
+        measured = measure(model, inputs)
     return Counts(measured.operators, measured.norms, measured.macs, pricing.price)
 
 
