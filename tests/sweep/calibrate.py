@@ -1,10 +1,12 @@
 """Batch-norm statistics as training leaves them: near what the layer sees, and no two alike.
 
-Statistics out of nothing make deep networks chaotic: a last bit in one weight moves the output by per cents, so that no
-rounding could be told from an error.
+Statistics out of nothing make some networks explode and others ignore their input. Shifts around 1 keep most values
+out of the flat side of a ReLU: with shifts around 0 deep networks are chaotic (Yang et al. 2019, "A mean field theory
+of batch normalization"), and a last bit in one weight moves the output by per cents.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +22,12 @@ def calibrated(model: nn.Module, runnable: nn.Module, inputs: Inputs, seed: int 
     runnable: a copy of `model` that may be run and changed.
     """
     randomize(runnable, seed)
-    generator = torch.Generator().manual_seed(seed)
     norms = [module for module in runnable.modules() if isinstance(module, _BatchNorm)]
-
-    def measure(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        _measure(norm, arguments[0], generator)
-
-    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    run(runnable, inputs)
-    for hook in hooks:
-        hook.remove()
+    with torch.no_grad():
+        for norm in norms:
+            if norm.affine:
+                norm.bias.add_(1.0)
+    _measure_all(norms, runnable, inputs, seed)
     model.load_state_dict(runnable.state_dict())
     return model
 
@@ -45,6 +42,19 @@ def disturbed(double: nn.Module, seed: int = 2) -> nn.Module:
                 noise = torch.empty(parameter.shape).uniform_(-1, 1, generator=generator)
                 parameter.mul_(1 + torch.finfo(torch.float32).eps / 2 * noise)
     return result
+
+
+def _measure_all(norms: Sequence[_BatchNorm], runnable: nn.Module, inputs: Inputs, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def measure(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        _measure(norm, arguments[0], generator)
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    run(runnable, inputs)
+    for hook in hooks:
+        hook.remove()
 
 
 def _measure(norm: _BatchNorm, x: Tensor, generator: torch.Generator) -> None:

@@ -15,7 +15,7 @@ from repcompile import Compilation, RepcompileError, Report, VerificationError, 
 from repcompile.verify import compare_outputs
 from tests.sweep.calibrate import calibrated, disturbed
 from tests.sweep.fingerprint import differences, fingerprint
-from tests.sweep.judge import ROUNDED, problems_of
+from tests.sweep.judge import problems_of, usual
 from tests.sweep.price import counts_of
 from tests.sweep.remaining import norms_without_reason
 from tests.sweep.result import Result
@@ -53,13 +53,14 @@ def _examined(name: str, prepared: Prepared) -> Result:
     informed, complaint = _informed(double, in_float64(inputs[0]))
     expected = [run(double, in_float64(each)) for each in inputs]
     rounded = _error(expected, copy.deepcopy(plain.module).double(), inputs)
+    exact = None if informed is None else _error(expected, informed.module, inputs)
     result = Result(
         name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         sizes=tuple(map(sizes_of, inputs)),
         rounded=rounded,
-        explained=_error(expected, disturbed(double), inputs) if rounded > ROUNDED else None,
-        exact=None if informed is None else _error(expected, informed.module, inputs),
+        exact=exact,
+        explained=None if usual(rounded, exact) else _error(expected, disturbed(double), inputs),
         before=counts_of(model, inputs[0]),
         plain=counts_of(plain.module, inputs[0]),
         informed=None if informed is None else counts_of(informed.module.float(), inputs[0]),

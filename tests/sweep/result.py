@@ -27,7 +27,7 @@ class Result:
     parameters: of the model.  sizes: shapes of the inputs compared.  before, plain, informed: as it was, after
     `fuse(model)`, after `fuse(model, example_inputs)`.  exact: largest relative error of a float64 model.
     rounded: of a float32 model, compared in float64.  explained: what the model itself makes of weights that are off by
-    one rounding to float32, where `rounded` is more than usual.  seconds: `fuse(model)`.
+    one rounding to float32, where the errors are more than usual.  seconds: `fuse(model)`.
     touched: what changed in the user's model.  trace: end of the process's traceback.
     left: reason -> places.  silent: batch norms that are left without a reason.
     """

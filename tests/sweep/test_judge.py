@@ -14,6 +14,7 @@ FINE = Result("fine", before=BEFORE, plain=AFTER, informed=AFTER, rounded=1e-7, 
 def test_nothing_is_wrong() -> None:
     assert problems_of(FINE).problems == ()
     assert problems_of(replace(FINE, rounded=1e-5, explained=5e-6)).problems == ()
+    assert problems_of(replace(FINE, exact=1e-9, explained=1e-1)).problems == ()
 
 
 @pytest.mark.parametrize(
