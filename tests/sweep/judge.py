@@ -37,6 +37,8 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
         yield f"float64 model: relative error {result.exact:.1e}"
     yield from _worse("fuse(model)", result.before, result.plain)
     yield from _worse("fuse(model, inputs)", result.before, result.informed)
+    if result.before and result.plain and result.before.norms == result.plain.norms > 0:
+        yield f"none of the {result.before.norms} batch norms was folded"
     if result.silent:
         yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
 

@@ -25,6 +25,7 @@ def test_nothing_is_wrong() -> None:
         (replace(FINE, exact=1e-9), "float64 model: relative error 1.0e-09"),
         (replace(FINE, plain=replace(AFTER, operators=11)), "fuse(model): 10 operators became 11"),
         (replace(FINE, informed=replace(AFTER, price=1.01)), "fuse(model, inputs): the estimated cost rose by 1.00%"),
+        (replace(FINE, plain=replace(AFTER, norms=2)), "none of the 2 batch norms was folded"),
         (replace(FINE, silent=("a.bn",)), "1 batch norms left without a reason, for example a.bn"),
         (replace(FINE, touched=("a.weight",)), "the user's model was touched: a.weight"),
     ],
