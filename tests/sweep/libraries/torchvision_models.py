@@ -11,8 +11,7 @@ from tests.sweep.subject import Inputs, Subject, images
 torchvision: Any = importlib.import_module("torchvision")
 
 TASKS = ("detection", "segmentation", "optical_flow", "video")
-WITHOUT_WEIGHTS = {"weights": None}
-WITH_BACKBONE = {"weights": None, "weights_backbone": None}
+SMALL = {"min_size": 128, "max_size": 192}  # what detectors resize their images to
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -23,8 +22,14 @@ def names() -> Iterator[tuple[str, str]]:
 
 def build(name: str) -> Subject:
     task = _task(name)
-    options = WITH_BACKBONE if task in ("detection", "segmentation") else WITHOUT_WEIGHTS
-    return Subject(torchvision.models.get_model(name, **options), list(_candidates(task)))
+    model = torchvision.models.get_model(name, weights=None, **_options(name, task))
+    return Subject(model, list(_candidates(task)))
+
+
+def _options(name: str, task: str) -> dict[str, Any]:
+    with_backbone = {"weights_backbone": None} if task in ("detection", "segmentation") else {}
+    resizing = SMALL if task == "detection" and not name.startswith("ssd") else {}
+    return {**with_backbone, **resizing}
 
 
 def _task(name: str) -> str:
