@@ -12,6 +12,7 @@ torchvision: Any = importlib.import_module("torchvision")
 
 TASKS = ("detection", "segmentation", "optical_flow", "video")
 SMALL = {"min_size": 128, "max_size": 192}  # what detectors resize their images to
+FEW_BOXES = {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5}
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -29,7 +30,8 @@ def build(name: str) -> Subject:
 def _options(name: str, task: str) -> dict[str, Any]:
     with_backbone = {"weights_backbone": None} if task in ("detection", "segmentation") else {}
     resizing = SMALL if task == "detection" and not name.startswith("ssd") else {}
-    return {**with_backbone, **resizing}
+    boxes = FEW_BOXES if "rcnn" in name else {}
+    return {**with_backbone, **resizing, **boxes}
 
 
 def _task(name: str) -> str:
