@@ -32,16 +32,21 @@ def calibrated(model: nn.Module, runnable: nn.Module, inputs: Inputs, seed: int 
     return model
 
 
-def disturbed(double: nn.Module, seed: int = 2) -> nn.Module:
-    """A copy of a float64 model whose weights are off by what rounding them to float32 may cost."""
-    result = copy.deepcopy(double)
+def disturbed(model: nn.Module, seed: int = 2) -> nn.Module:
+    """A copy of a model whose weights are off by what rounding them to float32 may cost."""
+    result = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in result.parameters():
             if parameter.is_floating_point():
-                noise = torch.empty(parameter.shape).uniform_(-1, 1, generator=generator)
-                parameter.mul_(1 + torch.finfo(torch.float32).eps / 2 * noise)
+                noise = torch.empty(parameter.shape).uniform_(-1, 1, generator=generator).to(parameter.dtype)
+                parameter.mul_(1 + _step(parameter.dtype) * noise)
     return result
+
+
+def _step(dtype: torch.dtype) -> float:
+    """Half a unit in float32's last place, or what float32 itself can show of it."""
+    return torch.finfo(torch.float32).eps * (0.5 if dtype == torch.float64 else 2.0)
 
 
 def _measure_all(norms: Sequence[_BatchNorm], runnable: nn.Module, inputs: Inputs, seed: int) -> None:

@@ -31,9 +31,9 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
     if complaint:
         yield f"with inputs, {complaint}"
     explained = result.explained or 0.0
-    if result.rounded is not None and not result.rounded <= max(ROUNDED, ROUNDINGS * explained):
+    if result.rounded is not None and not result.rounded <= _most_rounded(result):
         yield f"float32 model: relative error {result.rounded:.1e}, rounding explains {explained:.1e}"
-    if result.exact is not None and not result.exact <= max(EXACT, ROUNDINGS_OF_OPERATORS * FINER * explained):
+    if result.exact is not None and not result.exact <= _most_exact(result):
         yield f"float64 model: relative error {result.exact:.1e}"
     yield from _worse("fuse(model)", result.before, result.plain)
     yield from _worse("fuse(model, inputs)", result.before, result.informed)
@@ -41,6 +41,16 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
         yield f"none of the {result.before.norms} batch norms was folded"
     if result.silent:
         yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
+
+
+def _most_rounded(result: Result) -> float:
+    roundings = ROUNDINGS if result.float64 else ROUNDINGS_OF_OPERATORS
+    return max(ROUNDED, roundings * (result.explained or 0.0))
+
+
+def _most_exact(result: Result) -> float:
+    finer = FINER if result.float64 else 1.0
+    return max(EXACT, ROUNDINGS_OF_OPERATORS * finer * (result.explained or 0.0))
 
 
 def _worse(what: str, before: Counts | None, after: Counts | None) -> Iterator[str]:

@@ -29,6 +29,7 @@ class Result:
     rounded: of a float32 model, compared in float64.  explained: what the model itself makes of weights that are off by
     one rounding to float32, where the errors are more than usual.  seconds: `fuse(model)`.
     touched: what changed in the user's model.  trace: end of the process's traceback.
+    float64: whether the model runs in float64; if not, all is compared in float32.
     left: reason -> places.  silent: batch norms that are left without a reason.
     """
 
@@ -40,6 +41,7 @@ class Result:
     before: Counts | None = None
     plain: Counts | None = None
     informed: Counts | None = None
+    float64: bool = True
     exact: float | None = None
     rounded: float | None = None
     explained: float | None = None

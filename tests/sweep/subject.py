@@ -31,8 +31,8 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
         return model(*mapped(torch.clone, inputs))
 
 
-def in_float64(inputs: Inputs) -> Inputs:
-    return mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+def in_dtype(dtype: torch.dtype, inputs: Inputs) -> Inputs:
+    return mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
 def sizes_of(inputs: Inputs) -> str:
