@@ -150,4 +150,6 @@ def _reasons(report: Report) -> dict[str, int]:
 
 
 def _general(reason: str) -> str:
-    return re.sub(r"'[^']*'", "'...'", re.sub(r"\d+(\.\d+)?", "N", reason))
+    """Every number is N, but for those in the names of classes."""
+    without_names = re.sub(r"'[^']*'", "'...'", reason)
+    return re.sub(r"\b(?![A-Z])\w*\d\w*", lambda word: re.sub(r"\d+", "N", word[0]), without_names)
