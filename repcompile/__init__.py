@@ -1,6 +1,7 @@
 """A structural-reparameterization compiler for PyTorch: equal outputs, fewer operators."""
 
-from repcompile.affine import Affine, Axis, Uniform
+from repcompile.affine import Affine, Uniform
+from repcompile.axis import Axis
 from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError

@@ -3,10 +3,11 @@
     y[o, p] = sum_ij kernel[o, i, j] x~[i, stride p + dilation j - lo]  +  bias[o]  +  (border * 1~)[o, p]
 
 `x~` is the input extended by its padding mode (zeros, unless said otherwise), `1~` the indicator image: one inside the
-image, zero outside. The border term is the exact answer to a bias that meets zero padding.
+image, zero outside. The border term is the exact answer to a bias that meets zero padding. A transposed convolution is
+the same formula on an input that was spread out with zeros (`Axis.up`).
 
 This file is legality: it knows shapes and integers, and never reads a weight. An `Affine` remembers how it was made
-(`Leaf`, `Compose`, `Sum`, `Spread`); `fold` turns that into numbers, once, in float64.
+(its `parts`); `fold` turns that into numbers, once, in float64.
 """
 
 from __future__ import annotations
@@ -15,79 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
+from torch import Tensor
+
+from repcompile.axis import POINT, Axis
 from repcompile.errors import Inexact
-from repcompile.values import Constant, Weight, as_constant, filled
+from repcompile.values import Constant, Weight, as_constant, computed, filled
 
 Scalar = int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """How an operator reads one spatial axis: tap j of output position p sits at `stride p + dilation j - lo`.
-
-    size: number of taps, > 0.  stride, dilation: > 0.
-    lo, hi: positions read before the first and after the last one of the input; negative values crop.
-    """
-
-    size: int = 1
-    stride: int = 1
-    dilation: int = 1
-    lo: int = 0
-    hi: int = 0
-
-    @property
-    def span(self) -> int:
-        """Distance between the first and the last tap."""
-        return self.dilation * (self.size - 1)
-
-    @property
-    def growth(self) -> int:
-        """Output size minus input size at stride 1; two operators of one stride and growth agree in size always."""
-        return self.lo + self.hi - self.span
-
-    @property
-    def pads(self) -> bool:
-        """Whether a tap can fall outside the input."""
-        return self.lo > 0 or self.hi > 0
-
-    @property
-    def one_tap(self) -> bool:
-        """One tap and no crop: outside its input this operator yields zeros, as zero padding does."""
-        return self.size == 1 and self.lo >= 0 and self.hi >= 0
-
-    @property
-    def pointwise(self) -> bool:
-        """One tap and no padding; a stride is allowed."""
-        return self.size == 1 and self.lo == 0 and self.hi == 0
-
-    def output_size(self, size: int) -> int:
-        """Number of output positions for `size` input positions."""
-        return (size + self.growth - 1) // self.stride + 1
-
-    def after(self, inner: Axis) -> Axis:
-        """The axis of `self @ inner`: nested floors of the two output sizes are one floor."""
-        spacings = ((inner.stride * self.dilation, self.size), (inner.dilation, inner.size))
-        steps = [spacing for spacing, taps in spacings if taps > 1]
-        dilation = gcd(*steps) or 1
-        span = inner.stride * self.span + inner.span
-        return Axis(
-            size=span // dilation + 1,
-            stride=self.stride * inner.stride,
-            dilation=dilation,
-            lo=inner.stride * self.lo + inner.lo,
-            hi=inner.stride * self.hi + inner.hi,
-        )
-
-    def united(self, other: Axis) -> Axis:
-        """The smallest window that holds the taps of both, for axes of one stride and growth."""
-        steps = [axis.dilation for axis in (self, other) if axis.size > 1]
-        dilation = gcd(*steps, abs(self.lo - other.lo)) or 1
-        lo = max(self.lo, other.lo)
-        last = max(self.span - self.lo, other.span - other.lo)
-        return Axis((last + lo) // dilation + 1, self.stride, dilation, lo, self.growth + last)
-
-
-POINT = Axis()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +53,62 @@ class Spread:
     map: Affine
 
 
+@dataclass(frozen=True, slots=True)
+class Select:
+    """y[o] = x[index[o]]: channels picked, dropped, repeated or exchanged."""
+
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """The output channels of several maps of one input, one behind the other."""
+
+    maps: tuple[Affine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """A diagonal map with the numbers of the channels `index` of another one."""
+
+    map: Affine
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A map without its constants: what it does to differences."""
+
+    map: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class Unrolled:
+    """A map of images of one fixed size as a matrix on their (channels, *spatial) entries.  sizes: of the input."""
+
+    map: Affine
+    sizes: tuple[int, ...]
+
+
+Parts = Leaf | Compose | Sum | Spread | Select | Concat | Gather | Linear | Unrolled
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
     """An affine map from `(n, c_in, *spatial)` to `(n, c_out, *spatial')`, or from `(..., c_in)` without spatial axes.
 
     kernel: (c_out, c_in / groups, *sizes)   bias: (c_out,)   border: (c_out, 1, *sizes), on the kernel's own window
 
-    Build one with `conv`, `linear`, `diagonal` or `identity`; combine with `outer @ inner`, `a + b`, `a - b`, `-a`, and
-    `gain * a`, `a + shift` for numbers and tensors under torch's broadcasting. What no single operator equals raises
-    `Inexact` with the reason.
+    Build one with `conv`, `conv_transpose`, `linear`, `diagonal`, `identity`, `pad`, `select` or `cat`; combine with
+    `outer @ inner`, `a + b`, `a - b`, `-a`, and `gain * a`, `a + shift` for numbers and tensors under torch's
+    broadcasting. What no single operator equals raises `Inexact` with the reason.
     """
 
     c_in: int
     c_out: int
     groups: int
     axes: tuple[Axis, ...]
-    parts: Leaf | Compose | Sum | Spread
+    parts: Parts
     has_bias: bool = False
     has_border: bool = False
     mode: str = "zeros"
@@ -167,6 +142,84 @@ class Affine:
         shift, edge = (None if tensor is None else as_constant(tensor) for tensor in (bias, border))
         leaf = Leaf(as_constant(weight), shift, edge)
         return Affine(c_in_group * groups, c_out, groups, axes, leaf, bias is not None, border is not None, mode)
+
+    @staticmethod
+    def conv_transpose(
+        weight: Weight,
+        bias: Weight | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Affine:
+        """A transposed convolution as torch defines it: the input spread out by `stride`, behind it a convolution.
+
+        weight: (c_in, c_out / groups, *sizes)   bias: (c_out,)
+        """
+        c_in, c_out_group, *sizes = weight.shape
+        n, shape = len(sizes), (c_out_group * groups, c_in // groups, *sizes)
+
+        def turned(value: Tensor) -> Tensor:
+            return value.unflatten(0, (groups, -1)).transpose(1, 2).reshape(shape).flip(*range(2, 2 + n))
+
+        geometry = (sizes, *(_per_axis(option, n) for option in (stride, padding, output_padding, dilation)))
+        axes = tuple(
+            Axis(size, 1, dil if size > 1 else 1, dil * (size - 1) - pad, dil * (size - 1) - pad + extra, up)
+            for size, up, pad, extra, dil in zip(*geometry, strict=True)
+        )
+        leaf = Leaf(computed(turned, weight, shape=shape), None if bias is None else as_constant(bias))
+        return Affine(c_in, shape[0], groups, axes, leaf, bias is not None)
+
+    @staticmethod
+    def pad(
+        channels: int,
+        pads: Sequence[tuple[int, int]],
+        mode: str = "zeros",
+        value: Weight | Scalar = 0,
+    ) -> Affine:
+        """y = x with more around it, or less where `pads`, a pair (lo, hi) for each axis, is negative.
+
+        mode: torch's padding mode.  value: in mode "zeros", what stands around: one number, or one for each channel.
+        """
+        one = filled(1.0, channels, (channels, 1, *[1] * len(pads)))
+        if isinstance(value, int | float) and value == 0:
+            return Affine.conv(one, None, padding=list(pads), groups=channels, mode=mode)
+        constant = filled(value, channels, (channels,))
+        edge = filled(-constant, channels, (channels, 1, *[1] * len(pads)))
+        return Affine.conv(one, constant, padding=list(pads), groups=channels, border=edge)
+
+    @staticmethod
+    def select(channels: int, index: Sequence[int], n_axes: int) -> Affine:
+        """y[o] = x[index[o]] of `channels` input channels.  Raises Inexact if an index is not one of them."""
+        index = tuple(index)
+        if not index or not all(0 <= entry < channels for entry in index):
+            raise Inexact(f"channels {index} of {channels}")
+        if index == tuple(range(channels)):
+            return Affine.identity(channels, n_axes)
+        groups = next(g for g in range(gcd(channels, len(index)), 0, -1) if _in_blocks(index, channels, g))
+        return Affine(channels, len(index), groups, (POINT,) * n_axes, Select(index))
+
+    @staticmethod
+    def cat(maps: Sequence[Affine]) -> Affine:
+        """The outputs of several maps of one input, concatenated along the channels."""
+        if len(maps) == 1:
+            return maps[0]
+        for other in maps[1:]:
+            _require_alike(maps[0], other)
+        axes = maps[0].axes
+        for other in maps[1:]:
+            axes = tuple(a.united(b) for a, b in zip(axes, other.axes, strict=True))
+        return Affine(
+            c_in=maps[0].c_in,
+            c_out=sum(x.c_out for x in maps),
+            groups=1,
+            axes=axes,
+            parts=Concat(tuple(maps)),
+            has_bias=any(x.has_bias for x in maps),
+            has_border=any(x.has_border for x in maps),
+            mode=next((x.mode for x in maps if x.pads), maps[0].mode),
+        )
 
     @staticmethod
     def linear(weight: Weight, bias: Weight | None = None) -> Affine:
@@ -211,6 +264,11 @@ class Affine:
     def weights(self) -> int:
         """Number of entries of the kernel."""
         return self.c_out * (self.c_in // self.groups) * prod(axis.size for axis in self.axes)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it only picks channels."""
+        return isinstance(self.parts, Select)
 
     # -- algebra -----------------------------------------------------------------------------------------------------
 
@@ -260,6 +318,30 @@ class Affine:
 
     def __rsub__(self, other: Weight | Scalar) -> Affine:
         return -self + other
+
+    def gathered(self, index: Sequence[int], n_axes: int) -> Affine:
+        """The diagonal map whose channel o has the numbers of channel `index[o]` of this one."""
+        if not self.is_diagonal:
+            raise Inexact(f"{_shape(self)} mixes channels")
+        index = tuple(index)
+        if index == tuple(range(self.c_in)):
+            return self.spread(n_axes)
+        size = len(index)
+        return replace(self, c_in=size, c_out=size, groups=size, axes=(POINT,) * n_axes, parts=Gather(self, index))
+
+    @property
+    def linear_part(self) -> Affine:
+        """The same map without bias and border term."""
+        if not (self.has_bias or self.has_border):
+            return self
+        return replace(self, parts=Linear(self), has_bias=False, has_border=False)
+
+    def unrolled(self, sizes: Sequence[int]) -> Affine:
+        """The matrix that this map is on images of `sizes`, their entries in the order (channel, *position)."""
+        after = [axis.output_size(size) for axis, size in zip(self.axes, sizes, strict=True)]
+        c_in, c_out = self.c_in * prod(sizes), self.c_out * prod(after)
+        has_bias = self.has_bias or self.has_border
+        return Affine(c_in, c_out, 1, (), Unrolled(self, tuple(sizes)), has_bias)
 
     def spread(self, n_axes: int) -> Affine:
         """The same pointwise map with `n_axes` spatial axes.  Raises Inexact if the map has a window."""
@@ -352,9 +434,13 @@ def _require_composable(outer: Affine, inner: Affine) -> None:
     if outer.pads and inner.pads and outer.mode != inner.mode:
         raise Inexact(f"padding mode {outer.mode!r} meets {inner.mode!r}")
     for o, i in zip(outer.axes, inner.axes, strict=True):
+        if o.up > 1 and i != POINT:
+            raise Inexact("a transposed convolution behind an operator with a window or a stride")
+        if o.stride > 1 and i.up > 1:
+            raise Inexact("a stride behind a transposed convolution")
         if not o.pads:
             continue
-        if outer.mode == "zeros" and not i.one_tap:
+        if outer.mode == "zeros" and not i.fades_under(o):
             raise Inexact("zero padding between two operators that mix positions")
         if outer.mode != "zeros" and i != POINT:
             raise Inexact(f"padding mode {outer.mode!r} behind an operator with a window or a stride")
@@ -367,13 +453,9 @@ def _sum(left: Map, right: Map) -> Affine:
         left = left.placed(len(right.axes), right.c_in)
     if isinstance(right, Uniform):
         right = right.placed(len(left.axes), left.c_in)
-    if (left.c_in, left.c_out, len(left.axes)) != (right.c_in, right.c_out, len(right.axes)):
+    if left.c_out != right.c_out:
         raise Inexact(f"{_shape(left)} and {_shape(right)} cannot be added")
-    if left.pads and right.pads and left.mode != right.mode:
-        raise Inexact(f"padding mode {left.mode!r} does not add to {right.mode!r}")
-    for a, b in zip(left.axes, right.axes, strict=True):
-        if a.stride != b.stride or a.growth != b.growth:
-            raise Inexact("the summands differ in stride or output size")
+    _require_alike(left, right)
     return Affine(
         c_in=left.c_in,
         c_out=left.c_out,
@@ -384,6 +466,24 @@ def _sum(left: Map, right: Map) -> Affine:
         has_border=left.has_border or right.has_border,
         mode=left.mode if left.pads else right.mode,
     )
+
+
+def _require_alike(left: Affine, right: Affine) -> None:
+    """Two maps can stand side by side: they read one input, in one mode, and their outputs agree in size always."""
+    if (left.c_in, len(left.axes)) != (right.c_in, len(right.axes)):
+        raise Inexact(f"{_shape(left)} and {_shape(right)} cannot be added")
+    if left.pads and right.pads and left.mode != right.mode:
+        raise Inexact(f"padding mode {left.mode!r} does not add to {right.mode!r}")
+    for a, b in zip(left.axes, right.axes, strict=True):
+        if a.stride != b.stride or a.growth != b.growth or a.up != b.up:
+            raise Inexact("the summands differ in stride or output size")
+
+
+def _in_blocks(index: Sequence[int], channels: int, groups: int) -> bool:
+    """Whether block k of the outputs reads block k of the inputs alone, for `groups` blocks of one size."""
+    if channels % groups or len(index) % groups:
+        return False
+    return all(place // (len(index) // groups) == entry // (channels // groups) for place, entry in enumerate(index))
 
 
 def _scaled(x: Affine, gain: Weight | Scalar) -> Affine:

@@ -16,11 +16,10 @@ from torch import fx, nn
 
 from repcompile.capture import Captured
 from repcompile.inplace import is_fresh
+from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-RANK_QUESTIONS = {"ndim", "dim", "device"}
-SIZE_QUESTIONS = RANK_QUESTIONS | {"shape", "size"}
 
 KEEP_RANK = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
@@ -30,6 +29,9 @@ KEEP_SIZE_MODULES = (
     *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
 )
+FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+FLOATING_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, F.batch_norm, F.layer_norm, F.group_norm)
+NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
 
 
@@ -37,10 +39,12 @@ def canonicalize(captured: Captured) -> Captured:
     """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
     seen: dict[Any, fx.Node] = {}
     for node in list(captured.graph.nodes):
-        if _does_nothing(node, captured):
+        if _is_sum_of_stack(node):
+            _add_up(node)
+        elif _does_nothing(node, captured):
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
-        elif _question(node) is not None:
+        elif question_of(node) is not None:
             _ask_earlier(node, captured)
             _ask_once(node, seen)
         elif _about_questions(node):
@@ -49,9 +53,42 @@ def canonicalize(captured: Captured) -> Captured:
     return captured
 
 
+def _is_sum_of_stack(node: fx.Node) -> bool:
+    """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
+    if node.target not in ("sum", "mean", torch.sum, torch.mean) or len(node.args) != 2 or node.kwargs:
+        return False
+    stack, dim = node.args
+    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1 or stack.kwargs:
+        return False
+    values = stack.args[0]
+    along = stack.args[1] if len(stack.args) > 1 else 0
+    return isinstance(values, list | tuple) and len(values) > 1 and along in (dim, (dim,), [dim])
+
+
+def _add_up(node: fx.Node) -> None:
+    """The values of a stack added one after another."""
+    stack: Any = node.args[0]
+    first, *rest = stack.args[0]
+    total = first
+    with node.graph.inserting_before(node):
+        for value in rest:
+            total = _same_place(node, operator.add, (total, value))
+        if node.target in ("mean", torch.mean):
+            total = _same_place(node, operator.truediv, (total, len(rest) + 1))
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+    stack.graph.erase_node(stack)
+
+
+def _same_place(node: fx.Node, function: Any, args: tuple[Any, ...]) -> fx.Node:
+    new = node.graph.call_function(function, args)
+    new.meta["path"] = node.meta.get("path", "")
+    return new
+
+
 def _droppable(node: fx.Node, captured: Captured) -> bool:
     """Whether nobody notices that `node` does not run."""
-    if node.op == "get_attr" or _is_pure(node, captured) or _question(node) is not None:
+    if node.op == "get_attr" or _is_pure(node, captured) or question_of(node) is not None:
         return True
     return node.op == "call_function" and node.target in (getattr, operator.getitem, operator.eq)
 
@@ -64,32 +101,49 @@ def _is_pure(node: fx.Node, captured: Captured) -> bool:
 def _does_nothing(node: fx.Node, captured: Captured) -> bool:
     if node.op == "call_module":
         cls = captured.torch_class(node)
-        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not captured.module(node).training)
+        module = captured.module(node)
+        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not module.training)
+        plain = plain or (isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1)
         return plain and len(node.all_input_nodes) == 1
-    if node.op != "call_function" or node.target not in DROPOUT_FUNCTIONS:
+    if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
+        return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
+    return _neutral(node) and _floating(_operand(node), captured)
+
+
+def _neutral(node: fx.Node) -> bool:
+    """Whether it is `x * 1`, `x / 1`, `x + 0` or `x - 0`, either way round where the order does not matter."""
+    if len(node.args) != 2 or node.kwargs or len(node.all_input_nodes) != 1:
         return False
-    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    return training is False
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    number = NEUTRAL.get(str(name))
+    given = node.args[0 if isinstance(node.args[0], int | float) and name in ("add", "mul") else 1]
+    return number is not None and isinstance(given, int | float) and type(given) is not bool and given == number
+
+
+def _floating(node: fx.Node, captured: Captured, depth: int = 3) -> bool:
+    """Whether a value surely has floating-point numbers, whose dtype a Python number leaves alone."""
+    if node.op == "call_module":
+        return issubclass(captured.torch_class(node), FLOATING_MODULES)
+    if node.op != "call_function" or depth == 0:
+        return False
+    arithmetic = node.target in (operator.add, operator.sub, operator.mul)
+    operands = node.all_input_nodes if arithmetic else ()
+    return node.target in FLOATING_FUNCTIONS or any(_floating(operand, captured, depth - 1) for operand in operands)
 
 
 def _operand(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _question(node: fx.Node) -> str | None:
-    """What `node` asks about the shape or device of its operand."""
-    if node.op == "call_function" and node.target is getattr and node.args[1] in SIZE_QUESTIONS:
-        return str(node.args[1])
-    return str(node.target) if node.op == "call_method" and node.target in ("size", "dim") else None
-
-
 def _ask_earlier(node: fx.Node, captured: Captured) -> None:
     """Ask the same question about the earliest value that has the same answer."""
-    question, subject = _question(node), node.args[0]
-    while isinstance(subject, fx.Node) and _same_answer(subject, question, captured):
-        subject = subject.args[0]
-    if isinstance(subject, fx.Node):
-        node.args = (subject, *node.args[1:])
+    question, subject = question_of(node), node.args[0]
+    chain: list[fx.Node] = []
+    while isinstance(subject, fx.Node):
+        chain.append(subject)
+        subject = subject.args[0] if _same_answer(subject, question, captured) else None
+    node.args = (chain[-1], *node.args[1:])
+    node.meta[ASKED] = chain
 
 
 def _same_answer(node: fx.Node, question: str | None, captured: Captured) -> bool:
@@ -106,7 +160,7 @@ def _about_questions(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target not in (operator.eq, operator.getitem, torch._assert):
         return False
     subject = node.args[0]
-    return isinstance(subject, fx.Node) and (_question(subject) is not None or subject.target is operator.eq)
+    return isinstance(subject, fx.Node) and (question_of(subject) is not None or subject.target is operator.eq)
 
 
 def _ask_once(node: fx.Node, seen: dict[Any, fx.Node]) -> None:

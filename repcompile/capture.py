@@ -6,16 +6,21 @@ traced is a leaf of the graph, with the reason.  The module is not touched: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from repcompile.arguments import Arguments, arguments_of
+from repcompile.classes import torch_class
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
-from repcompile.tracing import KEPT, Changed, torch_class, trace
+from repcompile.memory import Changed
+from repcompile.spelling import respell
+from repcompile.tracing import KEPT, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class Captured:
     opaque: path of a module that stays Python -> the reason.
     classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
     transient: paths of tensors that `state_dict` leaves out.
+    arguments: the way of calling the model that the graph is.
     """
 
     graph: fx.Graph
@@ -36,6 +42,7 @@ class Captured:
     classes: Mapping[str, type[nn.Module]] = field(default_factory=dict[str, type[nn.Module]])
     transient: frozenset[str] = frozenset()
     name: str = "Module"
+    arguments: Arguments | None = None
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""
@@ -46,34 +53,40 @@ class Captured:
         return self.modules[str(node.target)]
 
 
-def capture(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> Captured:
+def capture(
+    model: nn.Module, leaves: tuple[type[nn.Module], ...] = (), example_inputs: Sequence[Any] | None = None
+) -> Captured:
     """The graph of `model`.
 
     leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
+    example_inputs: the way in which it is called; without, every argument that has a default keeps it.
     Raises ModelError if `model` is not an nn.Module in eval mode or cannot be copied, Untraceable if its own forward
     cannot be traced.
     """
     _require_eval(model)
+    arguments = arguments_of(type(model).__name__, model.forward, example_inputs)
     modules = dict(model.named_modules())
     opaque: dict[str, str] = {}
     while True:  # ends: every round makes one more module a leaf
         try:
-            graph, constants, failures = trace(model, leaves, opaque)
-            classes = _classes(graph, modules, {**opaque, **failures})
-            graph = functionalized(graph, modules, classes)
+            traced = trace(model, arguments, leaves, opaque)
+            respell(traced.graph)
+            classes = _classes(traced.graph, modules, {**opaque, **traced.failures})
+            graph = _placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
-    opaque.update(failures)
+    opaque.update(traced.failures)
     used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     return Captured(
         graph,
         {path: modules[path] for path in modules if path in used},
-        constants,
+        traced.constants,
         {path: reason for path, reason in opaque.items() if path in used},
         classes,
-        _transient(model) | {name for name in constants if name.startswith(KEPT)},
+        _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         type(model).__name__,
+        arguments,
     )
 
 
@@ -83,6 +96,15 @@ def _classes(
     paths = {str(node.target) for node in graph.nodes if node.op == "call_module"} - set(opaque)
     found = {path: torch_class(modules[path]) for path in paths}
     return {path: cls for path, cls in found.items() if cls is not None}
+
+
+def _placed(graph: fx.Graph) -> fx.Graph:
+    """The graph, where calls in the root's forward belong to the module whose weights they take."""
+    for node in graph.nodes:
+        owners = [operand.meta.get("path") for operand in node.all_input_nodes if operand.op == "get_attr"]
+        if node.op == "call_function" and not node.meta.get("path") and owners:
+            node.meta["path"] = owners[0]
+    return graph
 
 
 def _transient(model: nn.Module) -> frozenset[str]:
@@ -99,10 +121,13 @@ def _require_eval(model: nn.Module) -> None:
             f"{type(model).__name__} is in training mode, where batch norm depends on the batch and nothing folds: "
             "call model.eval() first"
         )
-    if any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    tensors = (*model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ModelError(f"{type(model).__name__} has lazy parameters: run it once, then compile it")
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if any(tensor.is_meta for tensor in tensors):
         raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")
+    if any(type(tensor).__name__ == "FakeTensor" for tensor in tensors):
+        raise ModelError(f"{type(model).__name__} has fake tensors, which hold no weights to fold")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a scripted module has no Python left to trace: compile the model, then script the result")
 

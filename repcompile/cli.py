@@ -76,7 +76,10 @@ def _made(factory: str, positional: Sequence[Any], named: Mapping[str, Any]) -> 
         inspect.signature(function).bind(*positional, **named)
     except TypeError as error:
         raise ModelError(f"{factory} cannot be called like this: {error}") from error
-    model = function(*positional, **named)
+    try:
+        model = function(*positional, **named)
+    except TypeError as error:  # it hands them on to a constructor that refuses them
+        raise ModelError(f"{factory} failed: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{factory} returned {type(model).__name__}, not a torch.nn.Module")
     return model

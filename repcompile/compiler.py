@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.copies import duplicate
 from repcompile.cost import CostModel, Roofline
+from repcompile.defaults import specialized
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
+from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
-from repcompile.regions import candidate_regions
+from repcompile.regions import Region, candidate_regions
+from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.verify import Check, compare_outputs, verify
+from repcompile.wrappers import unwrapped
 
 Inputs = Sequence[Any]
+REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,19 @@ class Compilation:
 
 
 def compile_model(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
 ) -> Compilation:
     """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
+    if isinstance(model, ExportedProgram):
+        model, example_inputs = module_of(model), example_inputs or examples_of(model)
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     result = _rounds(model, example_inputs, rules, cost or Roofline())
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 
@@ -71,28 +84,65 @@ def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cos
         first = _one_round(model, example_inputs, rules, cost)
     except Untraceable as reason:
         return _around(model, str(reason), rules, cost)
-    if not (first.facts.truncated and first.rewritten):
-        return first
-    later = _rounds(first.module, example_inputs, rules, cost)
-    return replace(first, module=later.module, later=later)
+    if first.facts.truncated and first.rewritten:
+        later = _rounds(first.module, _inputs_of(first, example_inputs), rules, cost)
+        first = replace(first, module=later.module, later=later)
+    return replace(first, module=_callable_as(model, first))
+
+
+def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
+    """What the graph of `result` gets in the call that the examples are."""
+    arguments = result.captured.arguments
+    return examples if examples is None or arguments is None else arguments.values(examples, {})
+
+
+def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
+    """The fused model, for every way in which the model may be called."""
+    arguments = result.captured.arguments
+    if not isinstance(result.module, fx.GraphModule) or arguments is None:
+        return result.module
+    return specialized(result.module, model, arguments)
 
 
 def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
-    captured = canonicalize(capture(model, rules.module_classes))
+    captured = canonicalize(capture(model, rules.module_classes, example_inputs))
     known = _measured(captured, model, example_inputs)
-    facts = affine_facts(captured, rules, known)  # legality: no weight is read
-    plan = choose(candidate_regions(captured, facts, known), cost)  # profit
+    captured, facts = _understood(captured, rules, known)  # legality: no weight is read
+    regions = candidate_regions(captured, facts, known)
     inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
     parts = {path: part.module for path, part in inner.items()}
+    plan, failed = choose(regions, cost), list[Rollback]()  # profit
     module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)  # values: folded once, in float64
-    return Compilation(captured, facts, plan, module, rewritten, rollbacks, inner=inner)
+    while rollbacks:  # what could not be accepted makes room for what it overlapped
+        failed += rollbacks
+        broken = {_identity(item.region) for item in failed}
+        plan = choose([region for region in regions if _identity(region) not in broken], cost)
+        module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
+
+
+def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
+    return region.source, region.sink, region.fact.at
+
+
+def _understood(
+    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]]
+) -> tuple[Captured, Facts]:
+    """The facts of a graph whose sums stand in the order in which they merge."""
+    facts = affine_facts(captured, rules, known)
+    for _ in range(REGROUPINGS):
+        better = regrouped(captured, facts)
+        if better is None:
+            break
+        captured, facts = better, affine_facts(better, rules, known)
+    return captured, facts
 
 
 def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> Compilation:
     """A model whose own forward stays Python: a copy, with compiled children."""
     captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
     inner = _inside({"": model}, rules, cost)
-    module = copy.deepcopy(model)
+    module = duplicate(model)
     for path, part in inner.items():
         module.set_submodule(path, part.module)
     return Compilation(captured, affine_facts(captured, rules), Plan(()), module, (), (), inner=inner)
@@ -113,23 +163,51 @@ def _inside(modules: Mapping[str, nn.Module], rules: RuleSet, cost: CostModel) -
     return inner
 
 
+@overload
 def fuse(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
-) -> nn.Module:
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> nn.Module: ...
+@overload
+def fuse(
+    model: ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> ExportedProgram: ...
+def fuse(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
+) -> nn.Module | ExportedProgram:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
 
-    It is a `torch.fx.GraphModule`; a model whose own forward cannot be traced keeps its class, with children exchanged.
+    It is a `torch.fx.GraphModule`; a model whose own forward cannot be traced keeps its class, with children exchanged;
+    an exported program is exported again, with the same example inputs and dynamic sizes.
 
-    model: in eval mode; it is not changed, and shares nothing with the result.
-    example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared.
+    model: in eval mode; it is not changed, and shares nothing with the result. Wrappers such as `nn.DataParallel`
+    and what torch.compile returns are taken off.
+    example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared. Without,
+    arguments that have a default keep it; calls that differ run a copy of the model as it was.
     rules: what is known of each operator.  cost: what operators cost; `Roofline()` unless given.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
     """
-    return compile_model(model, example_inputs, rules=rules, cost=cost).module
+    module = compile_model(model, example_inputs, rules=rules, cost=cost).module
+    return program_of(module, model) if isinstance(model, ExportedProgram) else module
 
 
 def explain(
-    model: nn.Module, example_inputs: Inputs | None = None, *, rules: RuleSet = DEFAULT, cost: CostModel | None = None
+    model: nn.Module | ExportedProgram,
+    example_inputs: Inputs | None = None,
+    *,
+    rules: RuleSet = DEFAULT,
+    cost: CostModel | None = None,
 ) -> Report:
     """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""
     return compile_model(model, example_inputs, rules=rules, cost=cost).report

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
+from repcompile.tracing import KEPT
 from repcompile.values import Constant, as_constant, computed
 
 Evaluate = Callable[..., Any]
@@ -35,6 +36,22 @@ class Constants:
         if node not in self._values:
             self._values[node] = self._evaluated(node)
         return self._values[node]
+
+    def evaluated(self, node: fx.Node) -> Tensor | None:
+        """The tensor that `node` is, as the model computes it; a parameter if it is computed from parameters.
+
+        None if it is no tensor, or if none of the model's own parameters and buffers is in it.
+        """
+        leaves, tensors = _leaves(node), self.tensors(node)
+        if all(str(leaf.target).startswith(KEPT) for leaf in leaves):
+            return None
+        with torch.no_grad():
+            value = _run(node, dict(zip(leaves, tensors, strict=True)))
+        if not isinstance(value, Tensor):
+            return None
+        learned = value.is_floating_point() and any(isinstance(tensor, nn.Parameter) for tensor in tensors)
+        value = value.detach().clone()
+        return nn.Parameter(value, any(tensor.requires_grad for tensor in tensors)) if learned else value
 
     def tensors(self, node: fx.Node) -> list[Tensor]:
         """The parameters and buffers that a constant is computed from."""

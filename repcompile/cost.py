@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 from repcompile.affine import Map, Uniform
@@ -68,11 +69,11 @@ def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cos
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
-    if x.is_diagonal:
+    if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
     moved = x.c_in * before + x.c_out * after + x.weights
-    kernels = [Cost(x.weights * after, ELEMENT * moved, 1)]
-    if any(axis.lo != axis.hi or axis.lo < 0 for axis in x.axes):
+    kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
+    if any(axis.up == 1 and (axis.lo != axis.hi or axis.lo < 0) for axis in x.axes):
         kernels.append(cost_of_elementwise(1, x.c_in, before))
     if x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after))

@@ -14,6 +14,9 @@ from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.values import Values
 
 CONVOLUTIONS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED: Sequence[Any] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+EPS = torch.finfo(torch.float64).eps
+ROUNDINGS = 256
 PADS: Mapping[str, Sequence[Any]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -33,10 +36,63 @@ def emit(x: Affine, values: Values) -> nn.Module:
             return _channel_affine(x, values)
         if not x.axes:
             return _linear(x, values)
+        values = _settled(x, values)
+        if any(axis.up > 1 for axis in x.axes):
+            return _transposed(x, values)
         pad, conv = _convolution(x, values)
-        if values.border is not None and bool(values.border.any()):
+        if _has_border(values):
             return BorderConv(conv, values.border, () if isinstance(pad, nn.Identity) else _pads(x))
         return conv if isinstance(pad, nn.Identity) else nn.Sequential(pad, conv)
+
+
+def _has_border(values: Values) -> bool:
+    """Whether the border term is more than what rounding leaves of constants that cancel, as in DBB's padding."""
+    if values.border is None:
+        return False
+    constant = 0.0 if values.bias is None else values.bias.abs().max().item()
+    return values.border.abs().max().item() > ROUNDINGS * EPS * constant
+
+
+def _transposed(x: Affine, values: Values) -> nn.Module:
+    """A transposed convolution, and a crop where torch's pads alike on both sides."""
+    if any(axis.stride > 1 or axis.span < max(axis.lo, axis.hi) for axis in x.axes):
+        raise Inexact("no transposed convolution of torch's reads its input like that")
+    extra = [axis.hi - axis.lo for axis in x.axes]
+    native = all(0 <= more < max(axis.up, axis.dilation) for more, axis in zip(extra, x.axes, strict=True))
+    conv = TRANSPOSED[len(x.axes) - 1](
+        x.c_in,
+        x.c_out,
+        kernel_size=[axis.size for axis in x.axes],
+        stride=[axis.up for axis in x.axes],
+        padding=[axis.span - (axis.lo if native else max(axis.lo, axis.hi)) for axis in x.axes],
+        output_padding=extra if native else 0,
+        groups=x.groups,
+        bias=values.bias is not None,
+        dilation=[axis.dilation for axis in x.axes],
+        device="meta",
+    )
+    _filled(conv, _turned(values.kernel, x.groups), values.bias)
+    if _has_border(values) and native:
+        assert values.border is not None
+        return BorderConv(conv, _turned(values.border, 1))
+    if _has_border(values):
+        raise Inexact("a cropped transposed convolution behind a bias")
+    crops = [crop for a in reversed(x.axes) for crop in (a.lo - max(a.lo, a.hi), a.hi - max(a.lo, a.hi))]
+    return conv if native else nn.Sequential(conv, PADS["zeros"][len(x.axes) - 1](tuple(crops)))
+
+
+def _turned(kernel: Tensor, groups: int) -> Tensor:
+    """A convolution's kernel as torch's transposed convolutions have it."""
+    turned = kernel.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return turned.flip(*range(2, kernel.dim()))
+
+
+def _settled(x: Affine, values: Values) -> Values:
+    """Where no tap sees zeros from outside, the indicator is one everywhere and the border term a bias."""
+    if values.border is None or (x.pads and x.mode == "zeros"):
+        return values
+    total = values.border.flatten(1).sum(1)
+    return Values(values.kernel, total if values.bias is None else values.bias + total)
 
 
 def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
@@ -82,7 +138,7 @@ def _dense(x: Affine, kernel: Tensor) -> Tensor:
     return torch.block_diag(*kernel.unflatten(0, (x.groups, -1)))
 
 
-def _convolution(x: Affine, values: Values) -> tuple[nn.Module, nn.Module]:
+def _convolution(x: Affine, values: Values) -> tuple[nn.Module, Any]:
     """(padding module, convolution); the convolution pads by itself where both sides are padded alike."""
     alike = all(axis.lo == axis.hi >= 0 for axis in x.axes)
     conv = CONVOLUTIONS[len(x.axes) - 1](

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from repcompile.capture import Captured
+from repcompile.copies import copied, duplicate
 from repcompile.errors import ModelError
 
 
@@ -20,18 +20,16 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
     """(output, shape of every tensor on the way) of a captured graph.
 
     The user's modules and inputs are copied first, so that nobody remembers the run.
-    Raises ModelError if the number of inputs is not the number of arguments without a default.
+    Raises ModelError if the model was captured for another way of calling it.
     """
-    if not isinstance(inputs, tuple | list):
-        raise ModelError(f"example_inputs is a tuple of positional arguments, (x,); got {type(inputs).__name__}")
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != len(placeholders):
-        raise ModelError(
-            f"{captured.name}.forward takes {len(placeholders)} required arguments; example_inputs has {len(inputs)}"
-        )
+    given = inputs if captured.arguments is None else captured.arguments.values(inputs, {})
+    if given is None:
+        raise ModelError(f"{captured.name} was captured for calls with other arguments than example_inputs")
     memo: dict[int, Any] = {}
-    modules, constants = (copy.deepcopy(dict(table), memo) for table in (captured.modules, captured.constants))
-    captured, inputs = replace(captured, modules=modules, constants=constants), copied(inputs)
+    modules = {path: duplicate(module, memo) for path, module in captured.modules.items()}
+    constants = copy.deepcopy(dict(captured.constants), memo)
+    captured, inputs = replace(captured, modules=modules, constants=constants), copied(given)
     values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
     shapes: dict[fx.Node, tuple[int, ...]] = {}
     with torch.random.fork_rng(), torch.no_grad():
@@ -48,15 +46,10 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 
 def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
     """What a copy of `model` returns for copies of `inputs`; noise is the same at every call."""
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         return model(*copied(inputs))
-
-
-def copied(inputs: Sequence[Any]) -> list[Any]:
-    """The inputs, with tensors of their own."""
-    return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, list(inputs))
 
 
 def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:

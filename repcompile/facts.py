@@ -9,6 +9,7 @@ them, so it can act at any place of the path; a map with a window stays where it
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,37 +22,21 @@ from repcompile.capture import Captured
 from repcompile.constants import Constants
 from repcompile.errors import Inexact, RepcompileError, RuleError
 from repcompile.interpret import with_tensors
+from repcompile.paths import Fact, Step, aligned, behind, stepped
 from repcompile.rules.ruleset import Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
 from repcompile.values import in_float64
 
+KINDS = ("affine", "layout", "shape")
+ELEMENTWISE = ("add", "sub", "mul", "div")
+OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
+CONVOLUTIONS_OF = (
+    (nn.Conv1d, nn.ConvTranspose1d),
+    (nn.Conv2d, nn.ConvTranspose2d),
+    (nn.Conv3d, nn.ConvTranspose3d),
+)
+CONVOLUTIONS = tuple(cls for classes in CONVOLUTIONS_OF for cls in classes)
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operator on a path.  carry: input axis -> output axis.  key: equal for steps that do the same."""
-
-    node: fx.Node
-    layout: Layout
-    rank: int
-    key: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fact:
-    """value = path[at:] . map . path[:at] (source)
-
-    map: with as many axes as the layout at `at` has behind the channels.
-    at: where the map stands; a pointwise map always stands at the end of the path.
-    home: where the operator that weighs most stood, which is where a pointwise map is emitted.
-    """
-
-    source: fx.Node
-    map: Map
-    path: tuple[Step, ...] = ()
-    at: int = 0
-    home: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +54,7 @@ class Facts:
 
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
-    constants: the nodes that depend on no input.  truncated: whether `HORIZON` cut something off.
+    constants: the nodes that depend on no input.  steps: the nodes that only move positions.  truncated: whether `HORIZON` cut something off.
     """
 
     maps: Mapping[fx.Node, tuple[Fact, ...]]
@@ -78,7 +63,12 @@ class Facts:
     sizes: Mapping[fx.Node, Size]
     rules: Mapping[fx.Node, Rule]
     constants: Constants
+    steps: Mapping[fx.Node, Step]
     truncated: bool
+
+    def is_split(self, node: fx.Node) -> bool:
+        """Whether the value is a tuple of parts of another one."""
+        return node in self.rules and self.rules[node].wants("part") and node.target is not operator.getitem
 
 
 def affine_facts(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]] | None = None) -> Facts:
@@ -104,12 +94,14 @@ class _Interpreter:
         self._asked: dict[fx.Node, fx.Node] = {}  # `x.shape` node -> x
         self._numbers: set[fx.Node] = set()  # whatever is computed from sizes, devices and dtypes: no tensors
         self._found: dict[fx.Node, Rule] = {}
+        self._steps: dict[fx.Node, Step] = {}
+        self._calls: dict[fx.Node, tuple[fx.Node, dict[str, Any]]] = {}  # a part of a tuple -> who made the tuple
         self._refusals: list[Refusal] = []
         self._copies: dict[int, nn.Module] = {}
         self._truncated = False
 
     def result(self) -> Facts:
-        known = (self._shapes, self._sizes, self._found, self._constants)
+        known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
         return Facts(self._facts, self._refusals, *known, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
@@ -119,19 +111,55 @@ class _Interpreter:
         if self._visit_size(node):
             self._numbers.add(node)
             return
-        rule = self._rules.find(node, self._captured)
         operands = [operand for operand in node.all_input_nodes if operand not in self._constants]
         values = [operand for operand in operands if operand not in self._numbers]
-        if rule is None or not values:
-            self._visit_unknown(node, values)
-        elif rule.kind == "layout":
-            self._visit_layout(node, rule, values[0])
-        elif rule.kind == "shape":
-            self._shapes[node] = self._shape_of(node, rule)
-        else:
-            self._visit_affine(node, rule, values)
-        if self._shapes.get(node) is None and node in self._known:
-            self._shapes[node] = named(node.name, len(self._known[node]))
+        self._shapes[node] = None
+        if values:
+            self._visit_value(node, values)
+        if self._shapes.get(node) is None:
+            self._shapes[node] = self._seen_as(node)
+
+    def _visit_value(self, node: fx.Node, values: list[fx.Node]) -> None:
+        """By the affine rule, where it refuses by the layout rule; the shape by its own rule where both are silent."""
+        affine, layout, shape = (self._rules.find(node, self._captured, kind) for kind in KINDS)
+        if affine is not None and affine.wants("part"):  # a tuple: its parts are picked by `getitem`
+            self._facts[node], self._found[node] = (), affine
+            return
+        if node.target is operator.getitem and self._is_split(node.args[0]):
+            call = node.args[0]
+            self._calls[node] = (call, {"part": node.args[1]})
+            affine, values = self._found[call], [value for value in values[0].all_input_nodes if value in self._shapes]
+        step = None if layout is None else self._step(node, layout, values[0])
+        facts = () if step is None else tuple(stepped(fact, step) for fact in self._sources(values[0]))
+        if step is not None and layout is not None:
+            self._shapes[node], self._found[node], self._steps[node] = step.layout.shape, layout, step
+        if affine is not None:
+            facts = self._visit_affine(node, affine, values, facts)
+        if facts or affine is not None:
+            self._facts[node] = facts
+        if self._shapes[node] is None and shape is not None:
+            self._shapes[node] = self._shape_of(node, shape, values)
+
+    def _is_split(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and value in self._found and self._found[value].wants("part") and value not in self._calls
+
+    def _seen_as(self, node: fx.Node) -> Shape | None:
+        """The rank from a run, and the shape that a reader expects, where the two agree."""
+        read = self._read_as(node)
+        if node not in self._known:
+            return read
+        rank = len(self._known[node])
+        return read if read is not None and len(read) == rank else named(node.name, rank)
+
+    def _read_as(self, node: fx.Node) -> Shape | None:
+        """The shape that a convolution expects of what it reads; it is taken to be called on batches."""
+        for user in node.users:
+            if user.op == "call_module" and issubclass(cls := self._captured.torch_class(user), CONVOLUTIONS):
+                n_axes = next(n for n, classes in enumerate(CONVOLUTIONS_OF, 1) if issubclass(cls, classes))
+                shape = named(node.name, n_axes + 2)
+                module: Any = self._captured.module(user)
+                return (shape[0], Size(module.in_channels), *shape[2:])
+        return None
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 
@@ -171,83 +199,88 @@ class _Interpreter:
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def _visit_unknown(self, node: fx.Node, values: list[fx.Node]) -> None:
-        self._shapes[node] = None
-
-    def _shape_of(self, node: fx.Node, rule: Rule) -> Shape | None:
-        shape = self._shapes.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        rest = (self._captured.module(node),) if node.op == "call_module" else node.args[1:]
-        options = {"owner": node.name} if rule.wants("owner") else {}
-        return rule(shape, *rest, **options)
-
-    def _visit_layout(self, node: fx.Node, rule: Rule, operand: fx.Node) -> None:
-        self._shapes[node] = None
-        shape = self._shapes.get(operand)
-        if node.args[0] is not operand:
-            return
-        arguments = (self._captured.module(node),) if node.op == "call_module" else node.args[1:]
-        options = {**node.kwargs, "owner": node.name} if rule.wants("owner") else node.kwargs
-        if not rule.accepts((shape, *arguments), options):
-            return
+    def _shape_of(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Shape | None:
+        shape = self._shapes.get(values[0]) if node.args and node.args[0] is values[0] else None
+        args, kwargs = self._arguments(node, None)
+        options = self._extras(node, rule, values)
         try:
-            layout: Layout = rule(shape, *self._resolved(arguments), **self._resolved(options))
-        except Inexact:
-            return
-        self._shapes[node] = layout.shape
-        if shape is None:
-            return
-        self._found[node] = rule
-        step = Step(node, layout, len(shape), (shape, layout.shape, layout.carry))
-        moved = [_moved(fact, step) for fact in self._sources(operand)]
-        self._facts[node] = tuple(fact for fact in moved if fact is not None)
+            return rule(shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(kwargs), **options)
+        except (Inexact, TypeError):  # called in a way that the rule does not know
+            return None
 
-    def _visit_affine(self, node: fx.Node, rule: Rule, values: list[fx.Node]) -> None:
-        self._shapes[node] = None
-        shapes = [self._shapes.get(value) for value in values]
-        facts: list[Fact] = []
-        refused: Refusal | None = None
+    def _extras(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> dict[str, Any]:
+        """What a rule asks for by the names of its parameters."""
+        found = {"owner": node.name, "shapes": [self._shapes.get(value) for value in values]}
+        return {name: value for name, value in found.items() if rule.wants(name)}
+
+    def _step(self, node: fx.Node, rule: Rule, operand: fx.Node) -> Step | None:
+        """The operator as a step of a path; the shape is known even where it is none."""
+        args, kwargs = self._arguments(node, None)
+        shape = self._shapes.get(operand)
+        if not args or args[0] is not operand:
+            return None
+        options = {**kwargs, **self._extras(node, rule, [operand])}
+        if not rule.accepts((shape, *args[1:]), options):
+            return None
+        try:
+            layout: Layout = rule(shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(options))
+        except Inexact:
+            return None
+        if shape is None:
+            self._shapes[node] = layout.shape
+            return None
+        return Step(node, layout, shape)
+
+    def _visit_affine(
+        self, node: fx.Node, rule: Rule, values: list[fx.Node], otherwise: Sequence[Fact]
+    ) -> tuple[Fact, ...]:
+        """Facts about every source that all operands share.  otherwise: those by the layout rule."""
+        by_layout = {fact.source: fact for fact in otherwise}
         by_source = [{fact.source: fact for fact in self._sources(value)} for value in values]
+        facts: list[Fact] = []
+        affine, refused = False, None
         for source in by_source[0]:
             if not all(source in table for table in by_source[1:]):
                 continue
             try:
                 operands = {value: table[source] for value, table in zip(values, by_source, strict=True)}
                 facts.append(self._applied(node, rule, operands, source))
+                affine = True
             except Inexact as refusal:  # a farther source may do: there the layout may be known
-                refused = refused or Refusal(node, source, str(refusal))
+                if source in by_layout:
+                    facts.append(by_layout[source])
+                else:
+                    refused = refused or Refusal(node, source, str(refusal))
             if len(facts) == HORIZON:
                 self._truncated = True
                 break
         if refused is not None:
             self._refusals.append(refused)
-        if facts or len(values) == 1:
+        if affine or (len(values) == 1 and node not in self._found):
             self._found[node] = rule
-        self._facts[node] = tuple(facts)
-        self._shapes[node] = self._affine_shape(node, facts, values, shapes)
+        if affine or not otherwise:
+            self._shapes[node] = self._affine_shape(node, facts, values) or self._shapes[node]
+        return tuple(facts)
 
     def _applied(self, node: fx.Node, rule: Rule, operands: dict[fx.Node, Fact], source: fx.Node) -> Fact:
         """The fact of `node` about `source`, from those of its operands."""
         facts = list(operands.values())
-        first = facts[0]
-        if any([s.key for s in fact.path] != [s.key for s in first.path] for fact in facts):
-            raise Inexact("the operands are laid out differently")
-        end = len(first.path)
-        if all(fact.at == end for fact in facts):
-            result = self._call(node, rule, {value: fact.map for value, fact in operands.items()})
-            if not result.pointwise:
-                return Fact(source, result, first.path, end, end)
-            return Fact(source, result, first.path, end, _home(facts, result, end))
-        if len(facts) > 1:
-            raise Inexact("operators with a window are added behind a change of layout")
-        (value,) = operands
-        outer = self._call(node, rule, {value: Uniform()})
-        return replace(first, map=_behind(outer, first))
+        if len(facts) == 1 and not facts[0].ends:
+            return replace(facts[0], map=behind(self._call(node, rule, {next(iter(operands)): Uniform()}), facts[0]))
+        leader, maps = aligned(facts)
+        result = self._call(node, rule, dict(zip(operands, maps, strict=True)), at_home=leader.ends)
+        if not leader.ends:
+            return replace(leader, map=result)
+        return Fact(source, result, leader.path, leader.at, _home(facts, result, leader.at))
 
-    def _call(self, node: fx.Node, rule: Rule, maps: dict[fx.Node, Map]) -> Map:
-        maps = {value: self._sized(value, x) for value, x in maps.items()}
-        args, kwargs = self._arguments(node, rule)
+    def _call(self, node: fx.Node, rule: Rule, maps: dict[fx.Node, Map], at_home: bool = True) -> Map:
+        """The map that the rule makes of the operands' maps.  at_home: whether these stand where the operands are."""
+        maps = {value: self._sized(value, x) if at_home else x for value, x in maps.items()}
+        call, part = self._calls.get(node, (node, {}))
+        args, kwargs = self._arguments(call, rule)
+        kwargs = {**kwargs, **part}
         if rule.wants("shape"):
-            kwargs = {**kwargs, "shape": self._shapes.get(next(iter(maps)))}
+            kwargs = {**kwargs, "shape": self._shapes.get(next(iter(maps))) if at_home else None}
         if not rule.accepts(args, kwargs):
             raise Inexact("it is called with arguments that its rule does not know")
         args, kwargs = self._resolved(args, maps), self._resolved(kwargs, maps)
@@ -261,14 +294,14 @@ class _Interpreter:
             raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {_called(node)}, not a map")
         return result
 
-    def _arguments(self, node: fx.Node, rule: Rule) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call as the rule is called: operands first, then the module if it is one."""
+    def _arguments(self, node: fx.Node, rule: Rule | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call as a rule is called: operands first, then the module if it is one."""
         kwargs = dict(node.kwargs)
-        args = (*node.args, *(kwargs.pop(name) for name in ("input", "other") if name in kwargs))
+        args = (*node.args, *(kwargs.pop(name) for name in OPERANDS if name in kwargs))
         if node.op != "call_module":
             return args, kwargs
         module = self._captured.module(node)
-        return (*args, module if rule.late else self._exact(module)), kwargs
+        return (*args, module if rule is None or rule.late else self._exact(module)), kwargs
 
     def _exact(self, module: nn.Module) -> nn.Module:
         """A copy of the module with weights in float64."""
@@ -296,69 +329,44 @@ class _Interpreter:
         trivial = Fact(value, Uniform(sizes=known_sizes(self._shapes.get(value))))
         return (trivial, *self._facts.get(value, ()))
 
-    def _affine_shape(
-        self, node: fx.Node, facts: Sequence[Fact], values: list[fx.Node], shapes: list[Shape | None]
-    ) -> Shape | None:
-        if not facts and len(values) > 1:
-            return broadcast(shapes[0], shapes[1], node.name) if len(shapes) == 2 else None
-        nearest = facts[0] if facts else None
-        if nearest is None or len(values) > 1 or nearest.source is not values[0]:
-            return next((shape for shape in shapes if shape is not None), None)
-        return _mapped_shape(nearest.map, shapes[0], values[0].name, node.name)
+    def _resolved_sizes(self, args: Any) -> Any:
+        """Arguments of a rule about shapes: sizes and whole shapes for the nodes that ask for them."""
+        return map_arg(args, self._size_operand)
+
+    def _size_operand(self, node: fx.Node) -> Any:
+        if node in self._sizes:
+            return self._sizes[node]
+        shape = self._shapes.get(self._asked[node]) if node in self._asked else None
+        if shape is None:
+            raise Inexact("an argument that only the run will know")
+        return shape
+
+    def _affine_shape(self, node: fx.Node, facts: Sequence[Fact], values: list[fx.Node]) -> Shape | None:
+        """The operand's shape, with the map's channels and positions; None where nothing proves it."""
+        shapes = [self._shapes.get(value) for value in values]
+        near = next((fact.map for fact in facts if not fact.path), None)
+        if near is None and len(values) == 2 and self._elementwise(node):
+            return broadcast(shapes[0], shapes[1], node.name)
+        first = next((shape for shape in shapes if shape is not None), None)
+        if near is None:
+            last = next((fact.map for fact in facts if fact.ends and isinstance(fact.map, Affine)), None)
+            return None if first is None or last is None or not last.pointwise else _widened(first, last)
+        if isinstance(near, Uniform):
+            return first
+        if len(values) == 1 or first is None:
+            source = next(fact.source for fact in facts if fact.map is near)
+            return _mapped_shape(near, self._shapes.get(source), source.name, node.name)
+        return _widened(first, near)
+
+    def _elementwise(self, node: fx.Node) -> bool:
+        rule = self._rules.find(node, self._captured, "affine")
+        return rule is not None and rule.name in ELEMENTWISE
 
 
-def _called(node: fx.Node) -> str:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{name!r} in {node.meta.get('path') or 'the model'!r}"
-
-
-def _moved(fact: Fact, step: Step) -> Fact | None:
-    """The fact behind one more step, None if the channels do not survive it."""
-    path = (*fact.path, step)
-    if fact.at < len(fact.path) or not fact.map.pointwise:
-        return replace(fact, path=path)
-    if isinstance(fact.map, Uniform):
-        return replace(fact, path=path, at=len(path))
-    n_axes = _carried(len(fact.map.axes), (step,))
-    if n_axes is None:
-        return None
-    return replace(fact, path=path, at=len(path), map=fact.map.spread(n_axes))
-
-
-def _carried(n_axes: int, steps: Sequence[Step]) -> int | None:
-    """The number of axes behind the channels after `steps`, None if one of them loses the channel axis."""
-    for step in steps:
-        axis = step.rank - 1 - n_axes
-        place = step.layout.carry[axis] if 0 <= axis < step.rank else None
-        if place is None:
-            return None
-        n_axes = len(step.layout.shape) - 1 - place
-    return n_axes
-
-
-def at_home(fact: Fact) -> Fact:
-    """The same fact with its map standing at `home`."""
-    if fact.at == fact.home or isinstance(fact.map, Uniform):
-        return replace(fact, at=fact.home)
-    n_axes = _axes_before(fact.path[fact.home :], len(fact.map.axes))
-    if n_axes is None:
-        return replace(fact, home=fact.at)
-    return replace(fact, at=fact.home, map=fact.map.spread(n_axes))
-
-
-def _axes_before(steps: Sequence[Step], n_axes: int) -> int | None:
-    """The number of axes behind the channels in front of `steps`, if there are `n_axes` behind them at the end."""
-    return next((n for n in range(4) if _carried(n, steps) == n_axes), None)
-
-
-def _behind(outer: Map, fact: Fact) -> Affine:
-    """A pointwise map behind the path of `fact`, brought to where the map of `fact` stands."""
-    assert isinstance(fact.map, Affine)
-    if isinstance(outer, Uniform):
-        return outer.placed(len(fact.map.axes), fact.map.c_out) @ fact.map
-    if not outer.pointwise or _carried(len(fact.map.axes), fact.path[fact.at :]) != len(outer.axes):
-        raise Inexact("two operators with a window, and a change of layout in between")
-    return outer.spread(len(fact.map.axes)) @ fact.map
+def _widened(shape: Shape, x: Affine) -> Shape:
+    """`shape` with as many channels as `x` has."""
+    place = len(shape) - 1 - len(x.axes)
+    return (*shape[:place], Size(x.c_out), *shape[place + 1 :])
 
 
 def _home(facts: Sequence[Fact], result: Map, end: int) -> int:
@@ -366,7 +374,12 @@ def _home(facts: Sequence[Fact], result: Map, end: int) -> int:
     before = max((fact.map.weights for fact in facts if isinstance(fact.map, Affine)), default=0)
     homes = [fact.home for fact in facts if isinstance(fact.map, Affine)]
     grew = isinstance(result, Affine) and result.weights > before
-    return end if grew or not homes else max(homes)
+    return end if grew or not homes else min(max(homes), end)
+
+
+def _called(node: fx.Node) -> str:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{name!r} in {node.meta.get('path') or 'the model'!r}"
 
 
 def _mapped_shape(x: Map, shape: Shape | None, source: str, owner: str) -> Shape | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repcompile.affine import Affine, Axis, Compose, Leaf, Spread, Sum
+from repcompile.affine import Affine, Compose, Concat, Gather, Leaf, Linear, Select, Spread, Sum, Unrolled
+from repcompile.axis import Axis
 from repcompile.values import Reader, Values, in_float64
 
 
@@ -26,7 +28,11 @@ def apply(x: Affine, image: Tensor) -> Tensor:
 
     image: (n, c_in, *spatial), or (..., c_in) without spatial axes.
     """
-    values = fold(x)
+    return applied(x, fold(x), image)
+
+
+def applied(x: Affine, values: Values, image: Tensor) -> Tensor:
+    """`apply` with the numbers of `x` at hand."""
     if not x.axes:
         return F.linear(image, _regrouped(values.kernel, x.groups, 1), values.bias)
     y = convolve(x, extended(x, image), values.kernel, values.bias, x.groups)
@@ -43,11 +49,23 @@ def convolve(x: Affine, image: Tensor, kernel: Tensor, bias: Tensor | None, grou
 
 
 def extended(x: Affine, image: Tensor) -> Tensor:
-    """The image as `x` sees it: padded in its mode, then cropped where the padding is negative."""
+    """The image as `x` sees it: spread out, padded in its mode, then cropped where the padding is negative."""
+    image = _spread_out(x, image)
     pads = [pad for axis in reversed(x.axes) for pad in (axis.lo, axis.hi)]
     if x.pads:
         image = F.pad(image, [max(pad, 0) for pad in pads], mode="constant" if x.mode == "zeros" else x.mode)
     return F.pad(image, [min(pad, 0) for pad in pads]) if min(pads) < 0 else image
+
+
+def _spread_out(x: Affine, image: Tensor) -> Tensor:
+    """`up - 1` zeros between neighbours along each axis."""
+    if all(axis.up == 1 for axis in x.axes):
+        return image
+    first = image.dim() - len(x.axes)
+    sizes = [axis.up * (size - 1) + 1 for axis, size in zip(x.axes, image.shape[first:], strict=True)]
+    result = image.new_zeros(*image.shape[:first], *sizes)
+    result[(..., *(slice(None, None, axis.up) for axis in x.axes))] = image
+    return result
 
 
 def _fold(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
@@ -68,6 +86,34 @@ def _evaluate(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
             return _added(x, left, _fold(left, read, done), right, _fold(right, read, done))
         case Compose(outer, inner):
             return _composed(x, outer, _fold(outer, read, done), inner, _fold(inner, read, done))
+        case Select(index):
+            return Values(_one_hot(x, index))
+        case Concat(maps):
+            return _concatenated(x, [(part, _fold(part, read, done)) for part in maps])
+        case Gather(inner, index):
+            values, places = _fold(inner, read, done), list(index)
+            kernel = values.kernel.flatten()[places].reshape(len(index), 1, *[1] * len(x.axes))
+            return Values(kernel, None if values.bias is None else values.bias[places])
+        case Linear(inner):
+            return Values(_fold(inner, read, done).kernel)
+        case Unrolled(inner, sizes):
+            return _as_matrix(x, inner, _fold(inner, read, done), sizes)
+
+
+def _one_hot(x: Affine, index: Sequence[int]) -> Tensor:
+    kernel = torch.zeros(x.c_out, x.c_in // x.groups, *[1] * len(x.axes), dtype=torch.float64)
+    kernel[range(x.c_out), [entry % (x.c_in // x.groups) for entry in index]] = 1.0
+    return kernel
+
+
+def _as_matrix(x: Affine, inner: Affine, values: Values, sizes: Sequence[int]) -> Values:
+    """The answers to one impulse at each entry of an image."""
+    origin = values.kernel.new_zeros(1, inner.c_in, *sizes)
+    impulses = torch.eye(x.c_in, dtype=torch.float64).reshape(x.c_in, inner.c_in, *sizes)
+    constant = applied(inner, values, origin).flatten()
+    linear = Values(values.kernel)
+    kernel = applied(inner, linear, impulses).flatten(1).T.contiguous()
+    return Values(kernel, constant if x.has_bias else None)
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -78,6 +124,17 @@ def _added(x: Affine, left: Affine, a: Values, right: Affine, b: Values) -> Valu
     kernel = kernel + _widened(_regrouped(b.kernel, right.groups, x.groups), right, x)
     borders = [_widened(v.border, part, x) for v, part in ((a, left), (b, right)) if v.border is not None]
     return Values(kernel, _total([v for v in (a.bias, b.bias) if v is not None]), _total(borders))
+
+
+def _concatenated(x: Affine, parts: Sequence[tuple[Affine, Values]]) -> Values:
+    kernels = [_widened(_regrouped(v.kernel, part.groups, x.groups), part, x) for part, v in parts]
+    zero = kernels[0].new_zeros
+    biases = [zero(part.c_out) if v.bias is None else v.bias for part, v in parts]
+    sizes = [axis.size for axis in x.axes]
+    borders = [zero(part.c_out, 1, *sizes) if v.border is None else _widened(v.border, part, x) for part, v in parts]
+    return Values(
+        torch.cat(kernels), torch.cat(biases) if x.has_bias else None, torch.cat(borders) if x.has_border else None
+    )
 
 
 def _total(terms: list[Tensor]) -> Tensor | None:
@@ -163,7 +220,12 @@ def _times_vector(outer: Affine, kernel: Tensor, vector: Tensor) -> Tensor:
 
 
 def _kernel_of_composition(x: Affine, outer: Affine, o: Tensor, inner: Affine, i: Tensor) -> Tensor:
-    """A diagonal map scales rows or columns of the other kernel; anything else is one transposed convolution."""
+    """A selection picks rows or columns of the other kernel, a diagonal map scales them; else they convolve."""
+    if isinstance(outer.parts, Select) and x.groups == 1:
+        return _regrouped(i, inner.groups, 1)[list(outer.parts.index)]
+    if isinstance(inner.parts, Select) and x.groups == 1:
+        columns = o.new_zeros(x.c_out, x.c_in, *o.shape[2:])
+        return columns.index_add_(1, torch.tensor(inner.parts.index, device=o.device), _regrouped(o, outer.groups, 1))
     if outer.is_diagonal:
         return i * o.reshape(-1, *[1] * (i.dim() - 1))
     if inner.is_diagonal:

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
+
+from repcompile.modules import put
+from repcompile.spelling import parameters
 
 Classes = Mapping[str, type[nn.Module]]
 
@@ -58,6 +62,8 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
         return None
     if node.kwargs.get("out") is not None:
         raise Unprovable(node)
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        raise Unprovable(node)
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
         return None
@@ -68,15 +74,21 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
         name = str(node.target)
         return first if name.endswith("_") and not name.endswith("__") else None
     name = getattr(node.target, "__name__", "")
-    writes = node.target in PURE or node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+    writes = node.target in PURE or (name.endswith("_") and not name.endswith("__"))
     return first if writes or _inplace_flag(node) else None
 
 
 def _inplace_flag(node: fx.Node) -> bool:
     if node.kwargs.get("inplace") is True:
         return True
-    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
-    return position is not None and len(node.args) > position and node.args[position] is True
+    position = _place_of_flag(node)
+    return position is not None and node.args[position] is True
+
+
+def _place_of_flag(node: fx.Node) -> int | None:
+    """Which of the positional arguments says `inplace`, if one does."""
+    names = parameters(node.target)[: len(node.args)]
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> None:
@@ -130,8 +142,8 @@ def _make_pure(node: fx.Node) -> None:
     node.target = _pure_target(node)
     if "inplace" in node.kwargs:
         node.kwargs = {**node.kwargs, "inplace": False}
-    position = INPLACE_POSITION.get(node.target)  # type: ignore[arg-type]
-    if position is not None and len(node.args) > position:
+    position = _place_of_flag(node)
+    if position is not None:
         node.args = tuple(False if index == position else arg for index, arg in enumerate(node.args))
 
 
@@ -146,28 +158,15 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iand: operator.and_,
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
+    operator.setitem: put,
     torch.relu_: torch.relu,
     torch.sigmoid_: torch.sigmoid,
     F.relu_: F.relu,
     F.leaky_relu_: F.leaky_relu,
     F.elu_: F.elu,
     F.hardtanh_: F.hardtanh,
-}
-
-INPLACE_POSITION: dict[Callable[..., Any], int] = {
-    F.relu: 1,
-    F.relu6: 1,
-    F.hardswish: 1,
-    F.hardsigmoid: 1,
-    F.silu: 1,
-    F.mish: 1,
-    F.selu: 1,
-    F.celu: 2,
-    F.elu: 2,
-    F.leaky_relu: 2,
-    F.hardtanh: 3,
-    F.threshold: 3,
-    F.dropout: 3,
 }
 
 VIEWS: frozenset[Any] = frozenset(
@@ -191,7 +190,8 @@ FRESH_MODULES = (
 FRESH_FUNCTIONS: frozenset[Any] = frozenset(
     [
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul, operator.pow),
-        *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor),
+        *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor, put),
+        *(operator.lshift, operator.rshift),
         *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat, torch.stack, torch.exp),
         *(torch.relu, torch.sigmoid, torch.tanh, torch.softmax, torch.mean, torch.sum, torch.rsqrt, torch.sqrt),
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.shapes import Shape, Size
-from repcompile.values import Reader
+from repcompile.values import Reader, in_float64
 
 DEFAULT_SIZE = 3  # of an axis about which nothing is known
 
@@ -93,7 +92,7 @@ class Remembering:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._done:
-            self._done[id(tensor)] = (tensor, tensor.detach().to(torch.float64))
+            self._done[id(tensor)] = (tensor, in_float64(tensor))
         return self._done[id(tensor)][1]
 
 

@@ -1,4 +1,4 @@
-"""The modules that emission needs beyond torch.nn's own."""
+"""The modules and functions that graphs need beyond torch's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 
 MAPS_KEPT = 8  # input sizes whose border map is remembered
+
+
+def put(x: Tensor, index: Any, value: Any) -> Tensor:
+    """What `x` is after `x[index] = value`; `x` itself stays as it is."""
+    result = x.clone()
+    result[index] = value
+    return result
 
 
 class ChannelAffine(nn.Module):
@@ -30,23 +37,32 @@ class ChannelAffine(nn.Module):
 class BorderConv(nn.Module):
     """A convolution whose bias met zero padding: y = conv(x) + border * 1~, with the indicator image 1~ of x.
 
-    conv: zero-padded.  border: (c_out, 1, *sizes), a kernel for the indicator image.
+    conv: zero-padded, or transposed.  border: (c_out, 1, *sizes), a kernel for the indicator image; (1, c_out, *sizes)
+    for a transposed one, as torch has it.
     pads: zeros put around the image first, as `F.pad` takes them; empty where conv pads by itself.
     The second term depends on the input's size only; without gradients it is computed once per size, and again when
     `border` changes (writes through `.data`, which torch does not count, go unnoticed).
     """
 
-    def __init__(self, conv: nn.Module, border: Tensor, pads: tuple[int, ...] = ()) -> None:
+    __constants__ = ["n_axes", "pads_first"]  # noqa: RUF012 - as torch.jit.script wants it
+
+    def __init__(self, conv: nn.modules.conv._ConvNd, border: Tensor, pads: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.conv = conv
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.border = nn.Parameter(border)
         self.pads = pads
+        self.pads_first = len(pads) > 0
+        self.n_axes = border.dim() - 2
         self._maps: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        edge = self._border_map(x)
-        return self.conv(self._padded(x)) + (edge if x.dim() == edge.dim() else edge[0])
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return self.conv(self._padded(x)) + self._computed(x)
+        return self.conv(self._padded(x)) + self._border_map(x)
 
+    @torch.jit.unused
     def forget(self) -> None:
         """Drop the maps computed so far."""
         self._maps.clear()
@@ -55,30 +71,54 @@ class BorderConv(nn.Module):
         return f"pads={self.pads}" if self.pads else ""
 
     def _padded(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.pads) if self.pads else x
+        return F.pad(x, self.pads) if self.pads_first else x
 
+    @torch.jit.unused
     def _border_map(self, x: Tensor) -> Tensor:
-        # A graph that is being recorded must compute the map, not keep one of this size.
-        recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
-        if recorded or self._learns() or self.border.is_inference():
+        if not isinstance(x, Tensor):  # torch.fx's proxy, which does not know its rank
+            return self._convolved(torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1)))
+        if not self._may_remember(x):
             return self._computed(x)
-        sizes = tuple(x.shape[x.dim() + 2 - self.border.dim() :])
+        sizes = tuple(x.shape[x.dim() - self.n_axes :])
         version = (self.border.data_ptr(), self.border._version, torch.is_inference_mode_enabled())
-        key = (sizes, x.dtype, x.device, version)
+        key = (sizes, x.dim(), x.dtype, x.device, version)
         if key not in self._maps:
             while len(self._maps) >= MAPS_KEPT:
                 self._maps.pop(next(iter(self._maps)), None)
-            self._maps[key] = self._computed(x)
+            self._maps[key] = self._computed(x.new_zeros(1).expand(*[1] * (x.dim() - len(sizes)), *sizes))
         return self._maps[key]
 
     def _computed(self, x: Tensor) -> Tensor:
-        conv: Any = self.conv
-        image = self._padded(x.new_ones(1, 1, *x.shape[x.dim() + 2 - self.border.dim() :]))
-        function = (F.conv1d, F.conv2d, F.conv3d)[self.border.dim() - 3]
-        return function(image, self.border, None, conv.stride, conv.padding, conv.dilation)
+        """The map for an image of the size of `x`, with a batch of one if `x` has a batch."""
+        image = torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1))
+        return self._convolved(image[:1] if x.dim() == self.n_axes + 2 else image)
 
-    def _learns(self) -> bool:
-        return torch.is_grad_enabled() and self.border.requires_grad
+    def _convolved(self, image: Tensor) -> Tensor:
+        """The border kernel on an indicator image of one channel."""
+        image = self._padded(image)
+        if self.transposed:
+            return self._transposed(image)
+        if self.n_axes == 1:
+            return F.conv1d(image, self.border, None, self.stride, self.padding, self.dilation)
+        if self.n_axes == 2:
+            return F.conv2d(image, self.border, None, self.stride, self.padding, self.dilation)
+        return F.conv3d(image, self.border, None, self.stride, self.padding, self.dilation)
+
+    def _transposed(self, image: Tensor) -> Tensor:
+        extra = self.output_padding
+        if self.n_axes == 1:
+            return F.conv_transpose1d(image, self.border, None, self.stride, self.padding, extra, 1, self.dilation)
+        if self.n_axes == 2:
+            return F.conv_transpose2d(image, self.border, None, self.stride, self.padding, extra, 1, self.dilation)
+        return F.conv_transpose3d(image, self.border, None, self.stride, self.padding, extra, 1, self.dilation)
+
+    @torch.jit.unused
+    def _may_remember(self, x: Tensor) -> bool:
+        """Not in what is being recorded or transformed, and not what gradients or autocast pass through."""
+        recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
+        transformed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
+        learns = torch.is_grad_enabled() and self.border.requires_grad
+        return not (recorded or transformed or learns or self.border.is_inference())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}

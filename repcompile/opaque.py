@@ -24,15 +24,8 @@ def exchangeable_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     objects = [child for _, child in module.named_modules(remove_duplicate=False)]
     for name, child in module.named_children():
         once = sum(other is child for other in objects) == 1
-        if name not in looked_at and once and _fixed_arguments(child):
+        if name not in looked_at and once:
             yield name, child
-
-
-def _fixed_arguments(child: nn.Module) -> bool:
-    """Whether every call passes the same arguments: those of a compiled module are the ones without a default."""
-    parameters = inspect.signature(child.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return all(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
 def _looked_at(cls: type[nn.Module]) -> set[str] | None:

@@ -14,10 +14,12 @@ from math import prod
 
 from torch import fx
 
-from repcompile.affine import Affine, Uniform
+from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map
-from repcompile.facts import Fact, Facts
+from repcompile.facts import Facts
+from repcompile.inquiries import about_batch, other_subject, question_of
+from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
 ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
@@ -64,22 +66,27 @@ def candidate_regions(
         for sink, candidates in facts.maps.items()
         if sink in facts.rules and facts.rules[sink].kind == "affine"
         for fact in candidates
-        if (region := _region(fact, sink, order, pricing)) is not None
-        and bisect(opaque, order[region.nodes[0]]) == bisect(opaque, order[sink])
+        for region in _regions(fact, sink, order, pricing)
+        if bisect(opaque, order[region.nodes[0]]) == bisect(opaque, order[sink])
     ]
 
 
-def _region(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _Pricing) -> Region | None:
-    if isinstance(fact.map, Uniform) and not fact.map.is_identity:
-        return None
+def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _Pricing) -> list[Region]:
+    """The region of one fact, once for each place of its path where the map can stand and costs something else."""
+    if isinstance(fact.map, Uniform) and (fact.path or not fact.map.is_identity):
+        return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
-    dying = _dying(interior, sink)
+    dying = _dying(interior, sink, fact.source, pricing.facts)
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
-        return None
+        return []
     if _may_read_integers(fact.source, (*interior, sink), pricing.facts):
-        return None
-    return Region(fact, sink, interior, dying, tuple(chain(*kernels)), pricing.of_region(fact, sink))
+        return []
+    before = tuple(chain(*kernels))
+    priced: dict[tuple[Cost, ...], Fact] = {}
+    for place in places(fact):
+        priced.setdefault(pricing.of_region(place, fact, sink), place)
+    return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
 
 
 def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
@@ -102,12 +109,30 @@ def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set
     return found
 
 
-def _dying(interior: tuple[fx.Node, ...], sink: fx.Node) -> tuple[fx.Node, ...]:
-    gone = {sink}
+def _dying(interior: tuple[fx.Node, ...], sink: fx.Node, source: fx.Node, facts: Facts) -> tuple[fx.Node, ...]:
+    """The interior values that nobody else reads; a question about one may find its answer elsewhere."""
+    gone: set[fx.Node] = set()
     for node in reversed(interior):
-        if all(user in gone for user in node.users):
+        others = [user for user in node.users if user is not sink and user not in gone]
+        if all(answered(user, node, source, facts, gone) is not None for user in others):
             gone.add(node)
     return tuple(node for node in interior if node in gone)
+
+
+def answered(
+    question: fx.Node, subject: fx.Node, source: fx.Node, facts: Facts, gone: Container[fx.Node]
+) -> fx.Node | None:
+    """Who answers a question about an interior value once that is gone; None if it is no question, or nobody does.
+
+    Behind operators that keep the rank and the batch, the source knows these.
+    """
+    if question_of(question) is None:
+        return None
+    other = other_subject(question, gone)
+    if other is not None:
+        return other
+    kept = any(fact.source is source and not fact.path for fact in facts.maps.get(subject, ()))
+    return source if kept and about_batch(question) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,39 +140,107 @@ class _Pricing:
     facts: Facts
     known: Mapping[fx.Node, tuple[int, ...]]
 
-    def of_region(self, fact: Fact, sink: fx.Node) -> tuple[Cost, ...]:
+    def of_region(self, fact: Fact, whole: Fact, sink: fx.Node) -> tuple[Cost, ...]:
+        """The one operator, and what is left of the path.  whole: the fact as the facts have it."""
         if isinstance(fact.map, Uniform):  # a copy: nobody may write to the source by way of the sink
             return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
-        before, after = self._positions(fact.source, fact), self._positions(sink, fact)
-        return cost_of_map(fact.map, self._channels(sink), before, after)
+        start = self._positions(fact.source, whole)
+        at = start * _scale(fact.path[: fact.at])
+        behind = at * _ratio(fact.map)
+        if self.known:
+            at, behind = self._measured(fact, at, sink)
+        steps = [
+            self._of_step(step, fact.map.c_in if index < fact.at else fact.map.c_out, index, fact, start)
+            for index, step in enumerate(fact.path)
+        ]
+        return (*cost_of_map(fact.map, fact.map.c_out, at, behind), *chain(*steps))
+
+    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float]:
+        """Positions in front of and behind the map, by the shapes of the run."""
+        assert isinstance(fact.map, Affine)
+        before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source)
+        after = self.known.get(sink) if fact.ends else None
+        n_axes = len(fact.map.axes)
+        if before is not None and len(before) > n_axes:
+            at = prod(before) / before[-1 - n_axes]
+        behind = at * _ratio(fact.map)
+        if after is not None and len(after) > n_axes:
+            behind = prod(after) / after[-1 - n_axes]
+        return at, behind
+
+    def _of_step(self, step: Step, channels: int, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
+        """An operator that makes positions anew runs over the image that it gets."""
+        if not step.layout.name:
+            return ()
+        positions = start * _scale(fact.path[:index]) * (_ratio(fact.map) if index >= fact.at else 1.0)
+        return (cost_of_elementwise(1, channels, positions * max(step.layout.scale, 1.0)),)
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
-        if self.facts.rules[node].kind == "layout":
-            return ()
-        operands = [value for value in node.all_input_nodes if value is whole.source or value in self.facts.maps]
-        after = self._positions(node, whole)
+        operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
+        if self.facts.is_split(node):
+            return ()  # a tuple of views
         if len(operands) > 1:
-            return (cost_of_elementwise(len(operands), self._channels(node), after),)
+            return (self._elementwise(node, len(operands), whole),)
         step = self._about(node, operands[0])
-        return cost_of_map(step.map, self._channels(node), self._positions(operands[0], whole), after)
+        if step is None:  # known only together with what is in front of it
+            return (self._elementwise(node, 1, whole),)
+        if step.path and isinstance(step.map, Uniform):
+            return self._of_moving(node, operands[0], step.path[-1], whole)
+        before, after = self._positions(operands[0], whole), self._positions(node, whole)
+        if isinstance(step.map, Affine):
+            before = self._measured_positions(operands[0], step.map.c_in) or before
+            after = self._measured_positions(node, step.map.c_out) or after
+        return cost_of_map(step.map, self._channels(node), before, after)
 
-    def _about(self, node: fx.Node, source: fx.Node) -> Fact:
-        return next(fact for fact in self.facts.maps[node] if fact.source is source)
+    def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
+        """What makes positions anew reads its image once; what only moves them is a view."""
+        if not step.layout.name:
+            return ()
+        positions = self._positions(operand, whole) * max(step.layout.scale, 1.0)
+        return (cost_of_elementwise(1, self._channels(operand), positions),)
+
+    def _elementwise(self, node: fx.Node, operands: int, whole: Fact) -> Cost:
+        measured = self._measured_positions(node, 1)
+        if measured is not None:
+            return cost_of_elementwise(operands, 1, measured)
+        return cost_of_elementwise(operands, self._channels(node), self._positions(node, whole))
+
+    def _measured_positions(self, node: fx.Node, channels: int) -> float | None:
+        return prod(self.known[node]) / channels if node in self.known else None
+
+    def _about(self, node: fx.Node, source: fx.Node) -> Fact | None:
+        return next((fact for fact in self.facts.maps[node] if fact.source is source), None)
 
     def _positions(self, node: fx.Node, whole: Fact) -> float:
-        """Positions of `node`, batch included: measured, or scaled by the strides so that the sink has `POSITIONS`."""
+        """Positions of `node`, batch included: measured, or scaled so that the sink of `whole` has `POSITIONS`."""
         if node in self.known:
             return prod(self.known[node]) / self._channels(node)
-        return POSITIONS * _strides(whole) / (1 if node is whole.source else _strides(self._about(node, whole.source)))
+        start = POSITIONS / (_scale(whole.path) * _ratio(whole.map))
+        fact = None if node is whole.source else self._about(node, whole.source)
+        return start if fact is None else start * _scale(fact.path) * _ratio(fact.map)
 
     def _channels(self, node: fx.Node) -> int:
         for fact in self.facts.maps.get(node, ()):
-            if isinstance(fact.map, Affine):
+            if isinstance(fact.map, Affine) and fact.ends:
                 return fact.map.c_out
         shape = self.facts.shapes.get(node)
+        measured = self.known.get(node, ())
+        if len(measured) > 1:
+            return measured[1]
         return (shape[1].known if shape is not None and len(shape) > 1 else None) or UNKNOWN_CHANNELS
 
 
-def _strides(fact: Fact) -> int:
-    return prod(axis.stride for axis in fact.map.axes) if isinstance(fact.map, Affine) else 1
+def _values(node: fx.Node, facts: Facts) -> list[fx.Node]:
+    """What `node` reads; of a part of a tuple, what the tuple was made of."""
+    read = ((o.all_input_nodes if facts.is_split(o) else [o]) for o in node.all_input_nodes)
+    return list(chain(*read))
+
+
+def _ratio(x: Map) -> float:
+    """Positions of the output for each one of the input."""
+    return prod(axis.up / axis.stride for axis in x.axes) if isinstance(x, Affine) else 1.0
+
+
+def _scale(steps: Sequence[Step]) -> float:
+    return prod(step.layout.scale for step in steps)

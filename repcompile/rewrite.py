@@ -7,28 +7,31 @@ in float64, checked against the nodes that it replaces, and rounded once. A regi
 from __future__ import annotations
 
 import copy
-import keyword
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
-from repcompile.facts import Fact, Facts, Step, at_home
+from repcompile.facts import Facts
 from repcompile.fold import fold
 from repcompile.inplace import is_fresh
+from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
+from repcompile.names import names_of_regions, names_of_tensors, safe
+from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
-from repcompile.regions import Region
+from repcompile.regions import Region, answered
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
-
-RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,13 @@ def rewrite(
     emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
     rollbacks: list[Rollback] = []
     for region in plan.chosen:
-        region = replace(region, fact=at_home(region.fact))
         try:
             emitted.append((region, *_emitted(region, captured, facts)))
         except Inexact as reason:
             rollbacks.append(Rollback(region, str(reason)))
-    names = _names([region for region, _, _ in emitted], captured, facts)
+    names = names_of_regions([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
-    return _assembled(captured, done, inner or {}), done, tuple(rollbacks)
+    return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
@@ -78,9 +80,10 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
         return None, None
     read = Remembering()
     try:
-        values = fold(x, read)
-        module = emit(x, values)
-        check = verify_region(region, x, values, module, captured, facts, read)
+        with torch.no_grad():  # as the model runs: torch has kernels that round differently with gradients
+            values = fold(x, read)
+            module = emit(x, values)
+            check = verify_region(region, x, values, module, captured, facts, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
     if not check.passed:
@@ -97,97 +100,38 @@ def _weights(region: Region, captured: Captured, facts: Facts) -> tuple[Tensor, 
 
 
 def _floating(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Those that decide the dtype of a result: numbers in a tensor without axes do not, where there are others."""
     owned = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-    return tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def _names(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
-    """A place in the hierarchy for each region: the module that it replaces, else that of its heaviest operator."""
-    gone = {node for region in regions for node in (*region.dying, region.sink)}
-    taken = _Paths()
-    for node in captured.graph.nodes:
-        stays = node not in gone if node.op == "call_module" else not gone.issuperset(node.users)
-        if stays and node.op in ("call_module", "get_attr"):
-            taken.add(str(node.target))
-    names: list[str] = []
-    for region in regions:
-        name = next(name for name in _wishes(region, facts) if taken.free(name))
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _wishes(region: Region, facts: Facts) -> Iterable[str]:
-    operators = [node for node in region.nodes if facts.rules[node].kind == "affine"]
-    paths = [str(node.meta["path"]) for node in operators]
-    heaviest = max(operators, key=lambda node: _weight(node, facts))
-    yield _common(paths)
-    yield str(heaviest.meta["path"])
-    counter = 0
-    while True:
-        yield f"{_common(paths) or 'root'}_fused{counter or ''}".lstrip(".")
-        counter += 1
-
-
-def _weight(node: fx.Node, facts: Facts) -> int:
-    maps = (fact.map for fact in facts.maps[node][:1])
-    return max((x.weights if isinstance(x, Affine) and not x.is_diagonal else 0 for x in maps), default=0)
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The longest dotted prefix."""
-    parts = [path.split(".") for path in paths]
-    shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)))
-    return ".".join(parts[0][:shared])
-
-
-class _Paths:
-    """Dotted paths in use; a path is free if it is not in use, and neither above nor below one that is."""
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-        self._above: set[str] = set()
-
-    def add(self, path: str) -> None:
-        self._used.add(path)
-        self._above.update(_prefixes(path))
-
-    def free(self, path: str) -> bool:
-        return bool(path) and path not in self._used | self._above and not self._used.intersection(_prefixes(path))
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+    floating = tuple(tensor for tensor in (*owned, *tensors) if tensor.is_floating_point())
+    return tuple(tensor for tensor in floating if tensor.dim()) or floating
 
 
 # -- assembly ----------------------------------------------------------------------------------------------------------
 
 
-def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]) -> fx.GraphModule:
-    graph = _new_graph(captured, {item.region.sink: item for item in done})
-    memo: dict[int, object] = {}
+def _assembled(
+    captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    graph, constants = _new_graph(captured, facts, {item.region.sink: item for item in done})
+    memo: dict[int, Any] = {}
     root = nn.Module()
     new = {item.path: item.module for item in done if item.module is not None}
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            node.target = _safe(path)
-            _place(root, _safe(path), new[path] if path in new else _copied(captured, node, memo))
+            _place(root, safe(path), new[path] if path in new else _copied(captured, node, memo))
+            node.target = safe(path)
         elif node.op == "get_attr":
-            path, node.target = str(node.target), _safe(str(node.target))
-            _place(root, _safe(path), copy.deepcopy(captured.constants[path], memo))
+            path, node.target = str(node.target), safe(str(node.target))
+            _place(root, safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
-        root.set_submodule(_safe(path), part)
+        root.set_submodule(safe(path), part)
     module = fx.GraphModule(root, graph, captured.name)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False
     buffers = {name for name, _ in module.named_buffers()}
-    for path in buffers.intersection(map(_safe, captured.transient)):
+    for path in buffers.intersection(map(safe, captured.transient)):
         owner, _, field = path.rpartition(".")
         if path.startswith(KEPT):  # a plain tensor, which `.to` leaves alone
             object.__setattr__(module, path, module._buffers.pop(path))
@@ -196,42 +140,73 @@ def _assembled(captured: Captured, done: Sequence[Rewritten], inner: Mapping[str
     return module
 
 
-def _safe(path: str) -> str:
-    """The path, where neither a GraphModule nor its generated code needs the names for itself."""
-    first, *rest = path.split(".")
-    first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
-    return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
+def _new_graph(
+    captured: Captured, facts: Facts, rewritten: dict[fx.Node, Rewritten]
+) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+    """(graph, what its `get_attr` nodes name): the old graph with one call for each region.
 
-
-def _new_graph(captured: Captured, rewritten: dict[fx.Node, Rewritten]) -> fx.Graph:
-    """The old graph with one call for each region; what nobody reads any more is left out."""
+    What nobody reads any more is left out, and what depends on no input is evaluated.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
-    for node in _needed(captured.graph, rewritten):
+    settled: dict[fx.Node, Tensor] = {}
+    asked = _asked_elsewhere(captured.graph, facts, rewritten)
+    needed = _needed(captured.graph, facts, rewritten, settled, asked)
+    names = names_of_tensors(settled, captured)
+    for node in needed:
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
+        elif node in settled:
+            values[node] = graph.create_node("get_attr", names[node])
+        elif node in asked:
+            values[node] = _same_node(graph, node, ChainMap({node.args[0]: values[asked[node]]}, values))
         else:
             values[node] = _same_node(graph, node, values)
-    return graph
+    return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
+
+
+def _asked_elsewhere(
+    graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]
+) -> dict[fx.Node, fx.Node]:
+    """Questions about values that are gone, and the value that answers instead."""
+    source = {node: item.region.source for item in rewritten.values() for node in item.region.dying}
+    questions = [node for node in graph.nodes if question_of(node) is not None and node.args[0] in source]
+    found = {node: answered(node, node.args[0], source[node.args[0]], facts, source) for node in questions}
+    return {node: subject for node, subject in found.items() if subject is not None}
 
 
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """A copy of `node` that reads the new `values`, named afresh, so that names do not tell what was there."""
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    copied = graph.create_node(node.op, node.target, args, kwargs, type_expr=node.type)
-    copied.meta = dict(node.meta)
+    name = "self_" if str(node.target) == "self" else None  # what the generated code calls the module
+    copied = graph.create_node(node.op, node.target, args, kwargs, name=name, type_expr=node.type)
+    copied.meta = {name: value for name, value in node.meta.items() if name != ASKED}
     return copied
 
 
-def _needed(graph: fx.Graph, rewritten: dict[fx.Node, Rewritten]) -> list[fx.Node]:
-    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order."""
+def _needed(
+    graph: fx.Graph,
+    facts: Facts,
+    rewritten: dict[fx.Node, Rewritten],
+    settled: dict[fx.Node, Tensor],
+    asked: Mapping[fx.Node, fx.Node],
+) -> list[fx.Node]:
+    """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order.
+
+    settled: gets the values of the needed ones that depend on no input.
+    """
     needed: set[fx.Node] = set()
     covered = {node for item in rewritten.values() for node in (*item.region.dying, item.region.sink)}
     for node in reversed(graph.nodes):
         effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
-        if effect or node in needed:
-            needed.add(node)
-            needed.update(_reads(node, rewritten))
+        if not (effect or node in needed):
+            continue
+        needed.add(node)
+        constant = facts.constants.evaluated(node) if node in facts.constants and node.op != "get_attr" else None
+        if constant is None:
+            needed.update({asked[node]} if node in asked else _reads(node, rewritten))
+        else:
+            settled[node] = constant
     return [node for node in graph.nodes if node in needed]
 
 
@@ -263,9 +238,9 @@ def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[f
     return value
 
 
-def _copied(captured: Captured, node: fx.Node, memo: dict[int, object]) -> nn.Module:
+def _copied(captured: Captured, node: fx.Node, memo: dict[int, Any]) -> nn.Module:
     """A copy of a module that stays; it writes in place only where the value it reads is nobody else's."""
-    result = copy.deepcopy(captured.module(node), memo)
+    result = duplicate(captured.module(node), memo)
     operand = node.args[0] if node.args else None
     if node.meta.get("inplace") and isinstance(operand, fx.Node) and not _spare(operand, captured):
         result.__dict__["inplace"] = False

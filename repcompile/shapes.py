@@ -43,10 +43,20 @@ Shape = tuple[Size, ...]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A rearrangement of positions.  shape: of the result.  carry: where each axis of the input went, or None."""
+    """A rearrangement of positions, or a mean of some with weights that sum to one.
+
+    shape: of the result.  carry: where each axis of the input went, or None.
+    regroups: where axes are split or joined: shapes to bring the image to in turn, and how to permute it there; what
+    comes last is `shape`.
+    name: what is done to the positions; operators of one name do the same.
+    scale: positions of the result for each one of the input, as far as a price is concerned.
+    """
 
     shape: Shape
     carry: tuple[int | None, ...]
+    regroups: tuple[tuple[Shape, tuple[int, ...]], ...] = ()
+    name: str = ""
+    scale: float = 1.0
 
 
 def named(owner: str, rank: int) -> Shape:
@@ -95,7 +105,8 @@ def reshaped(shape: Shape | None, sizes: Sequence[Size | None], owner: str) -> L
     rest = [size for size in sizes if size is not None]
     missing = product(shape).over(product(rest)) if len(rest) < len(sizes) else None
     result = tuple((missing or unknown(owner, i)) if size is None else size for i, size in enumerate(sizes))
-    return Layout(result, tuple(_survivor(shape, axis, result) for axis in range(len(shape))))
+    carry = tuple(_survivor(shape, axis, result) for axis in range(len(shape)))
+    return Layout(result, carry, ((shape, tuple(range(len(shape)))),))
 
 
 def permuted(shape: Shape, order: Sequence[int]) -> Layout:

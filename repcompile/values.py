@@ -26,8 +26,8 @@ class Values:
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor's values in float64, without its history."""
-    return tensor.detach().to(torch.float64)
+    """The tensor's values in float64, without its history, on the host: not every device has float64."""
+    return tensor.detach().to("cpu", torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +60,11 @@ Weight = Tensor | Constant
 
 
 def as_constant(weight: Weight) -> Constant:
-    """A tensor as a `Constant`.  Raises Inexact unless it holds real floating-point numbers."""
+    """A tensor as a `Constant`.  Raises Inexact unless it holds real floating-point numbers, in torch's own class."""
     if isinstance(weight, Constant):
         return weight
+    if type(weight).__module__.partition(".")[0] != "torch":  # a library's quantized or distributed tensor
+        raise Inexact(f"weights of class {type(weight).__name__} cannot be folded")
     if not weight.is_floating_point():
         raise Inexact(f"weights of dtype {weight.dtype} cannot be folded")
     return Constant(tuple(weight.shape), (weight,))

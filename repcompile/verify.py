@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,12 +13,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repcompile.affine import Affine
+from repcompile.axis import Axis
 from repcompile.capture import Captured
+from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
-from repcompile.facts import Facts, Step
+from repcompile.facts import Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
+from repcompile.paths import Step
 from repcompile.regions import Region
+from repcompile.shapes import Shape, Size, product
 from repcompile.values import Reader, Values
 
 EPS = torch.finfo(torch.float64).eps
@@ -90,7 +94,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
     tolerance = _tolerance(model)
-    exact, other = copy.deepcopy(model).double(), copy.deepcopy(fused).double()
+    exact, other = duplicate(model).double(), duplicate(fused).double()
     inputs = _in_float64(example_inputs)
     return (
         compare_outputs(run_copy(exact, inputs), run_copy(other, inputs), tolerance),
@@ -136,27 +140,80 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 
 
 def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
-    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis."""
-    shape, fact = facts.shapes.get(region.source), region.fact
+    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis.
+
+    What a reshape on the way takes for granted comes first.
+    """
+    shape, fact = _source_shape(region, facts), region.fact
+    fixed = _taken_for_granted(region, facts)
     if shape is None:
-        return {}
+        return fixed
     assigned = {name: 2 if fact.path else 1 for size in shape for name in size.names}  # rearranging may mix up batches
+    assigned |= fixed
     layout = fact.path[fact.at - 1].layout.shape if fact.at else shape  # as the map sees it
     for size, needed in zip(layout[len(layout) - len(x.axes) - 1 :], (x.c_in, *_wanted(x)), strict=True):
-        if size.names:
-            rest = prod(assigned.get(name, 1) for name in size.names[1:]) * size.number
-            assigned[size.names[0]] = max(assigned.get(size.names[0], 1), -(-needed // rest))
+        free = [name for name in size.names if name not in fixed]
+        if free:
+            rest = prod(assigned.get(name, 1) for name in size.names if name != free[0]) * size.number
+            assigned[free[0]] = max(assigned.get(free[0], 1), -(-needed // rest))
     return assigned
+
+
+def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
+    """Sizes without which a change of layout inside the region has not as many elements behind as in front."""
+    fixed: dict[str, int] = {}
+    steps = [facts.steps[node] for node in region.nodes if node in facts.steps]
+    for step in steps:
+        before, after = product(step.before), product(step.layout.shape)
+        if not step.layout.regroups or before == after:
+            continue
+        mine, theirs = Counter(before.names), Counter(after.names)
+        left, right = [(mine - theirs).elements(), (theirs - mine).elements()]
+        _solve(fixed, before.number, list(left), after.number, list(right))
+    return fixed
+
+
+def _solve(fixed: dict[str, int], number: int, names: list[str], other: int, others: list[str]) -> None:
+    """Assign `names` or `others` so that number * names = other * others, if one side has nothing left to assign."""
+    for name in (*names, *others):
+        if name in fixed:
+            number, other = (number * fixed[name], other) if name in names else (number, other * fixed[name])
+    free, frees = [n for n in names if n not in fixed], [n for n in others if n not in fixed]
+    if free and not frees and other % number == 0:
+        fixed.update({name: 1 for name in free[:-1]}, **{free[-1]: other // number})
+    elif frees and not free and number % other == 0:
+        fixed.update({name: 1 for name in frees[:-1]}, **{frees[-1]: number // other})
 
 
 def _wanted(x: Affine) -> list[int]:
     """Positions along each axis so that some windows touch the border and some do not."""
-    sizes = (axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0) for axis in x.axes)
-    return [max(size, 2) + place for place, size in enumerate(sizes)]
+    return [
+        _covered(axis, max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + place)
+        for place, axis in enumerate(x.axes)
+    ]
+
+
+def _covered(axis: Axis, least: int) -> int:
+    """The first size from `least` on at which the last window ends where the padding does, and reads all of it."""
+    return next(size for size in range(least, least + axis.stride) if (axis.up * (size - 1) + axis.growth) % axis.stride == 0)
+
+
+def _source_shape(region: Region, facts: Facts) -> Shape | None:
+    """The shape of the source; where nothing tells it, that of the value in front of the first change of layout."""
+    shape, path = facts.shapes.get(region.source), region.fact.path
+    if shape is not None or not path:
+        return shape
+    operand = path[0].node.args[0]
+    known = facts.shapes.get(operand) if isinstance(operand, fx.Node) else None
+    inner = next((f.map for f in facts.maps.get(operand, ()) if f.source is region.source and not f.path), None)  # type: ignore[arg-type]
+    if known is None or not isinstance(inner, Affine):
+        return known
+    channels = len(known) - 1 - len(inner.axes)
+    return (*known[:channels], Size(inner.c_in), *known[channels + 1 :])
 
 
 def _image(region: Region, x: Affine, facts: Facts, assigned: Mapping[str, int]) -> Tensor:
-    shape = facts.shapes.get(region.source)
+    shape = _source_shape(region, facts)
     if shape is not None:
         sizes = evaluated_shape(shape, assigned)
     else:
@@ -169,8 +226,8 @@ def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tupl
     values = {region.source: image}
     largest = _largest(image)
     for node in region.nodes:
-        values[node] = interpreter.run(node, values)
-        largest = max(largest, _largest(values[node]))
+        values[node] = value = interpreter.run(node, values)
+        largest = max(largest, *(_largest(part) for part in (value if isinstance(value, tuple | list) else (value,))))
     return values[region.sink], largest
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from itertools import product
 from typing import Any
@@ -16,8 +17,10 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repcompile.affine import Affine, Axis, Compose, Leaf, Spread, Sum
+from repcompile.affine import Affine, Compose, Concat, Gather, Leaf, Linear, Select, Spread, Sum, Unrolled
+from repcompile.axis import Axis
 from repcompile.errors import Inexact
+from repcompile.fold import apply
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -97,6 +100,8 @@ def axes(draw: st.DrawFn) -> Axis:
     size = draw(st.sampled_from([1, 1, 2, 3]))
     dilation = draw(st.integers(1, 2)) if size > 1 else 1
     lo, hi = draw(st.sampled_from([(0, 0), (0, 0), (0, 0), (1, 1), (2, 1), (-1, 0), (0, 2), (1, -1)]))
+    if draw(st.integers(0, 24)) == 0:  # a transposed convolution
+        return Axis(size, 1, dilation, max(lo, 0), max(hi, 0), draw(st.integers(2, 3)))
     return Axis(size, draw(st.sampled_from([1, 1, 2, 3])), dilation, lo, hi)
 
 
@@ -115,24 +120,31 @@ def leaves(
     width_in = draw(st.sampled_from([1, 2, 4, 6])) if c_in is None else c_in
     width_out = draw(st.sampled_from([1, 2, 4, 6])) if c_out is None else c_out
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 6) if width_in % g == width_out % g == 0]))
-    mode = draw(st.sampled_from(["zeros", "zeros", "zeros", *MODES])) if n else "zeros"
+    plain = all(axis.up == 1 for axis in geometry)
+    mode = draw(st.sampled_from(["zeros", "zeros", "zeros", *MODES])) if n and plain else "zeros"
     bordered = n > 0 and mode == "zeros" and not linear and draw(st.integers(0, 5)) == 0
-    return Affine.conv(
+    x = Affine.conv(
         draw(whole(width_out, width_in // groups, *[axis.size for axis in geometry])),
         None if linear else draw(st.none() | whole(width_out)),
-        stride=[axis.stride for axis in geometry],
-        padding=[(axis.lo, axis.hi) for axis in geometry],
-        dilation=[axis.dilation for axis in geometry],
         groups=groups,
         mode=mode,
         border=draw(whole(width_out, 1, *[axis.size for axis in geometry])) if bordered else None,
     )
+    return replace(x, axes=tuple(geometry))
 
 
 @st.composite
 def diagonals(draw: st.DrawFn, channels: int, n_axes: int) -> Affine:
     """A gain and perhaps a shift for each channel."""
     return Affine.diagonal(channels, n_axes, draw(whole(channels)), draw(st.none() | whole(channels)))
+
+
+@st.composite
+def selections(draw: st.DrawFn, channels: int, n_axes: int, count: int | None = None) -> Affine:
+    """Some channels, in any order, some of them more than once."""
+    size = draw(st.integers(1, 6)) if count is None else count
+    index = draw(st.lists(st.integers(0, channels - 1), min_size=size, max_size=size))
+    return Affine.select(channels, index, n_axes)
 
 
 @st.composite
@@ -161,7 +173,7 @@ def _beside(draw: st.DrawFn, axis: Axis) -> Axis:
     size, dilation = draw(st.sampled_from([(axis.size, axis.dilation), (1, 1), (2, 1), (3, 1), (2, 2)]))
     window = Axis(size, axis.stride, dilation)
     lo = draw(st.integers(-1, 2))
-    return Axis(size, axis.stride, dilation, lo, axis.growth + window.span - lo)
+    return Axis(size, axis.stride, dilation, lo, axis.growth + window.span - lo, axis.up)
 
 
 @st.composite
@@ -197,7 +209,23 @@ def _crop(draw: st.DrawFn) -> Callable[[Affine], Affine]:
     return lambda x: window(x.c_out, [draw(st.sampled_from([(0, 0), (-1, 0), (-1, -1)])) for _ in x.axes]) @ x
 
 
-STEPS = (_compose, _prepend, _add, _shift, _prescale, _crop)
+def _pick(draw: st.DrawFn) -> Callable[[Affine], Affine]:
+    return lambda x: draw(selections(x.c_out, len(x.axes))) @ x
+
+
+def _prepick(draw: st.DrawFn) -> Callable[[Affine], Affine]:
+    return lambda x: x @ draw(selections(draw(st.integers(1, 6)), len(x.axes), x.c_in))
+
+
+def _concatenate(draw: st.DrawFn) -> Callable[[Affine], Affine]:
+    return lambda x: Affine.cat([x, draw(summands(x)), x])
+
+
+def _difference(draw: st.DrawFn) -> Callable[[Affine], Affine]:
+    return lambda x: x.linear_part
+
+
+STEPS = (_compose, _prepend, _add, _shift, _prescale, _crop, _pick, _prepick, _concatenate, _difference)
 
 
 def or_else(step: Callable[[Affine], Affine], x: Affine) -> Affine:
@@ -242,9 +270,13 @@ def _least_size(x: Affine, axis: int, wanted: int) -> int:
             return _least_size(inner, axis, _least_size(outer, axis, wanted))
         case Sum(left, right):
             return max(_least_size(left, axis, wanted), _least_size(right, axis, wanted))
+        case Concat(maps):
+            return max(_least_size(part, axis, wanted) for part in maps)
+        case Linear(inner):
+            return _least_size(inner, axis, wanted)
         case _:
             a = x.axes[axis]
-            return max((wanted - 1) * a.stride + 1 - a.growth, a.lo + 1, a.hi + 1, 1 - min(a.lo, 0) - min(a.hi, 0))
+            return max(a.input_size(wanted), a.lo + 1, a.hi + 1, 1 - min(a.lo, 0) - min(a.hi, 0))
 
 
 # -- the definition ----------------------------------------------------------------------------------------------------
@@ -263,6 +295,17 @@ def direct(x: Affine, image: Tensor) -> Tensor:
             y = direct(inner, last.reshape(*last.shape, *[1] * len(inner.axes)))
             shape = (*image.shape[:channels], *image.shape[channels + 1 :], x.c_out)
             return y.reshape(shape).movedim(-1, channels)
+        case Select(index):
+            return image.index_select(image.dim() - 1 - len(x.axes), torch.tensor(index))
+        case Concat(maps):
+            return torch.cat([direct(part, image) for part in maps], image.dim() - 1 - len(x.axes))
+        case Gather():
+            return apply(x, image)
+        case Linear(inner):
+            return direct(inner, image) - direct(inner, torch.zeros_like(image))
+        case Unrolled(inner, sizes):
+            images = image.reshape(*image.shape[:-1], inner.c_in, *sizes)
+            return direct(inner, images).flatten(-1 - len(sizes))
         case Leaf(kernel, bias, border):
             y = _taps(x, image, kernel.exact(), x.groups)
             if border is not None:
@@ -289,9 +332,11 @@ def _taps(x: Affine, image: Tensor, kernel: Tensor, groups: int) -> Tensor:
 def _read(image: Tensor, place: int, axis: Axis, tap: int, mode: str) -> Tensor:
     """The value under one tap for every output position, along one axis."""
     size = image.shape[place]
-    count = (size + axis.lo + axis.hi - axis.dilation * (axis.size - 1) - 1) // axis.stride + 1
+    spread = axis.up * (size - 1) + 1
+    count = (spread + axis.lo + axis.hi - axis.dilation * (axis.size - 1) - 1) // axis.stride + 1
     position = torch.arange(count) * axis.stride + axis.dilation * tap - axis.lo
-    inside = (position >= 0) & (position < size)
+    inside = (position >= 0) & (position < spread) & (position % axis.up == 0)
+    position = position.div(axis.up, rounding_mode="floor")
     source = {
         "zeros": position.clamp(0, size - 1),
         "replicate": position.clamp(0, size - 1),

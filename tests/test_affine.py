@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repcompile.affine import Affine, Axis, Map, Uniform
+from repcompile.affine import Affine, Map, Uniform
+from repcompile.axis import Axis
 from repcompile.errors import Inexact
 from repcompile.fold import apply
 from repcompile.values import as_constant
-from tests.strategies import affines, assert_equal, axes, diagonals, images_for, law, leaves, summands, whole
+from tests.strategies import (
+    affines,
+    assert_equal,
+    axes,
+    diagonals,
+    direct,
+    images_for,
+    law,
+    leaves,
+    selections,
+    summands,
+    whole,
+)
 
 # -- composition -------------------------------------------------------------------------------------------------------
 
@@ -263,6 +277,94 @@ def test_a_refused_composition_is_no_convolution(data: st.DataObject) -> None:
     assert not torch.equal(responses[0, :3], responses[3, 3:6])
 
 
+# -- transposed convolutions, channels, windows ------------------------------------------------------------------------
+
+
+@given(data=st.data(), n=st.integers(1, 3))
+def test_a_transposed_convolution_is_that_of_torch(data: st.DataObject, n: int) -> None:
+    def each(low: int, high: int) -> list[int]:
+        return [data.draw(st.integers(low, high)) for _ in range(n)]
+
+    groups = data.draw(st.sampled_from([1, 2]))
+    sizes, strides, dilations = each(1, 3), each(1, 3), each(1, 2)
+    padding = [data.draw(st.integers(0, d * (k - 1))) for k, d in zip(sizes, dilations, strict=True)]
+    extra = [data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(strides, dilations, strict=True)]
+    weight, bias = data.draw(whole(4, 3, *sizes)), data.draw(st.none() | whole(3 * groups))
+    x = Affine.conv_transpose(weight, bias, strides, padding, extra, groups, dilations)
+    image = data.draw(whole(2, 4, *each(2, 5)))
+    assume(all(axis.output_size(size) > 0 for axis, size in zip(x.axes, image.shape[2:], strict=True)))
+    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    expected = function(image, weight, bias, strides, padding, extra, groups, dilations)
+    assert [a.output_size(size) for a, size in zip(x.axes, image.shape[2:], strict=True)] == list(expected.shape[2:])
+    assert_equal(apply(x, image), expected)
+
+
+@law(least=0.9, data=st.data(), n=st.integers(1, 2))
+def test_a_transposed_convolution_behind_a_norm(data: st.DataObject, n: int) -> None:
+    axis = Axis(data.draw(st.integers(1, 4)), 1, 1, data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2)), 2)
+    outer = data.draw(leaves(n, like=[axis] * n))
+    inner = data.draw(leaves(n, c_out=outer.c_in, like=[Axis()] * n))
+    image = data.draw(images_for(inner, outer))
+    assert_equal(apply(outer @ inner, image), apply(outer, apply(inner, image)))
+
+
+@law(least=1.0, data=st.data(), n=st.integers(0, 3))
+def test_selections_pick_channels(data: st.DataObject, n: int) -> None:
+    x = data.draw(selections(6, n))
+    image = data.draw(images_for(x))
+    assert_equal(apply(x, image), direct(x, image))
+    shuffled = Affine.select(8, (1, 0, 3, 2, 5, 4, 7, 6), n)
+    assert shuffled.groups == 4
+
+
+@law(least=0.3, data=st.data())
+def test_a_concatenation_is_one_behind_the_other(data: st.DataObject) -> None:
+    left = data.draw(affines())
+    right = data.draw(summands(left))
+    both = Affine.cat([left, right, left])
+    image = data.draw(images_for(both))
+    a, b = apply(left, image), apply(right, image)
+    assert_equal(apply(both, image), torch.cat([a, b, a], -1 - len(left.axes)))
+
+
+@law(least=0.5, data=st.data(), n=st.integers(1, 2))
+def test_a_map_of_a_fixed_window_is_a_matrix(data: st.DataObject, n: int) -> None:
+    x = data.draw(affines(n))
+    image = data.draw(images_for(x))
+    matrix = x.unrolled(image.shape[2:])
+    assert_equal(apply(matrix, image.flatten(1)), apply(x, image).flatten(1))
+
+
+@law(least=1.0, data=st.data(), n=st.integers(0, 2))
+def test_a_gathered_diagonal_map_has_the_numbers_of_other_channels(data: st.DataObject, n: int) -> None:
+    x, index = data.draw(diagonals(4, 1)), data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+    gathered = x.gathered(index, n)
+    image = data.draw(images_for(gathered))
+    gain = apply(x, torch.ones(1, 4, 1).double()) - apply(x, torch.zeros(1, 4, 1).double())
+    shift = apply(x, torch.zeros(1, 4, 1).double())
+    shape = (-1, *[1] * n)
+    assert_equal(apply(gathered, image), image * gain[0, index].reshape(shape) + shift[0, index].reshape(shape))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_is_that_of_torch(mode: str) -> None:
+    image = torch.arange(2 * 3 * 4 * 5.0).double().reshape(2, 3, 4, 5)
+    x = Affine.pad(3, [(1, 2), (3, 0)], mode)
+    assert_equal(apply(x, image), F.pad(image, (3, 0, 1, 2), "constant" if mode == "zeros" else mode))
+
+
+def test_padding_with_a_number_for_each_channel() -> None:
+    image, value = torch.ones(1, 2, 3).double(), torch.tensor([5.0, 7.0]).double()
+    x = Affine.pad(2, [(2, 1)], value=value)
+    expected = torch.cat([value.expand(2, 2).T[None], image, value[None, :, None]], 2)
+    assert_equal(apply(x, image), expected)
+    behind = x @ Affine.diagonal(2, 1, 2.0, value)
+    assert_equal(
+        apply(behind, image),
+        torch.cat([value.expand(2, 2).T[None], 2 * image + value[:, None], value[None, :, None]], 2),
+    )
+
+
 # -- numbers for every layout ------------------------------------------------------------------------------------------
 
 
@@ -333,15 +435,25 @@ def test_spread_acts_on_channels_only(data: st.DataObject, n: int) -> None:
 
 @given(axis=axes(), size=st.integers(6, 20))
 def test_output_size_is_that_of_torch(axis: Axis, size: int) -> None:
-    image = F.pad(torch.zeros(1, 1, size), (axis.lo, axis.hi))
+    spread = torch.zeros(1, 1, axis.up * (size - 1) + 1)
+    image = F.pad(spread, (axis.lo, axis.hi))
     y = F.conv1d(image, torch.zeros(1, 1, axis.size), stride=axis.stride, dilation=axis.dilation)
     assert axis.output_size(size) == y.shape[-1]
 
 
+@given(axis=axes(), size=st.integers(1, 20))
+def test_the_input_size_is_the_smallest_for_an_output_size(axis: Axis, size: int) -> None:
+    least = axis.input_size(size)
+    assert axis.output_size(least) >= size
+    assert least == 1 or axis.output_size(least - 1) < size
+
+
 @given(outer=axes(), inner=axes(), size=st.integers(12, 40))
 def test_sizes_and_taps_of_a_chain(outer: Axis, inner: Axis, size: int) -> None:
+    assume(outer.up == 1 or inner == Axis())
     both = outer.after(inner)
     assert both.output_size(size) == outer.output_size(inner.output_size(size))
+    assume(outer.up == 1)
     reached = {
         inner.stride * (outer.dilation * j - outer.lo) + inner.dilation * i - inner.lo
         for j in range(outer.size)
@@ -354,7 +466,7 @@ def test_sizes_and_taps_of_a_chain(outer: Axis, inner: Axis, size: int) -> None:
 
 @given(data=st.data(), axis=axes())
 def test_a_union_is_the_smallest_window_with_the_taps_of_both(data: st.DataObject, axis: Axis) -> None:
-    left = Affine.conv(torch.ones(1, 1, axis.size), None, axis.stride, [(axis.lo, axis.hi)], axis.dilation)
+    left = replace(Affine.conv(torch.ones(1, 1, axis.size)), axes=(axis,))
     other = data.draw(summands(left)).axes[0]
     both = axis.united(other)
     assert (both.stride, both.growth) == (axis.stride, axis.growth)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from repcompile.affine import Affine, Axis
+from repcompile.affine import Affine
+from repcompile.axis import Axis
 from repcompile.fold import apply, extended, fold
 from repcompile.values import as_constant
 from tests.strategies import MODES, assert_close, assert_equal, direct, expressions, images_for, law, leaves, whole

@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from repcompile import Macs, ModelError, explain, fuse
@@ -22,7 +24,10 @@ Inputs = tuple[Any, ...]
 Build = Callable[[], nn.Module]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*torch.jit"),
+]
 
 SHAPE_QUESTIONS = (getattr, "size", "dim")
 
@@ -46,6 +51,14 @@ class Net(nn.Module):
 class NetOfTwo(Net):
     def forward(self, x: Tensor, y: Tensor) -> Any:  # type: ignore[override]
         return self.function(self, x, y)
+
+
+class Masked(Net):
+    """A model that is called with and without its mask."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        y = self.function(self, x) * scale
+        return y if mask is None else y * mask
 
 
 class Undecided(nn.Module):
@@ -310,6 +323,98 @@ def tied() -> nn.Module:
     first, second = conv(), conv()
     second.weight = first.weight
     return nn.Sequential(first, norm(), nn.ReLU(), second, norm())
+
+
+def _zeroed(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(m.conv(x))
+    y[:, 0] = 0.0
+    y[:, 1:3, 0] += 1.0
+    return m.conv2(y)
+
+
+def _written_while_read(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    other = y
+    y += x
+    return m.norm(other) - y
+
+
+def _tiled(m: Any, x: Tensor) -> Tensor:
+    """Sizes through int(), which only the run can answer."""
+    y = m.norm(m.conv(x))
+    return y[:, :, : int(x.shape[2]) // 2].repeat(1, 1, int(x.shape[2] > 0) + 1, 1)
+
+
+def _chosen_by_size(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x)) if x.shape[-1] == 6 else x
+
+
+def _walks_a_list(m: Any, x: Tensor) -> Tensor:
+    """As detectors collect the features of their stages."""
+    features = [x]
+    for stage in m.stages:
+        features.append(stage(features[-1]))
+    return torch.cat(features[1:], 1)
+
+
+def diverse_branches() -> nn.Module:
+    convs = {"conv1": conv(), "conv2": conv(size=1), "conv3": conv(padding=0), "conv4": conv(size=1)}
+    norms = {f"norm{i}": norm() for i in range(1, 5)}
+    return Net(_diverse, **convs, **norms)
+
+
+def _diverse(m: Any, x: Tensor) -> Tensor:
+    """As DBB: k x k, 1 x 1 then k x k, 1 x 1, each with a norm."""
+    inner = m.norm3(m.conv3(F.pad(m.norm2(m.conv2(x)), (1, 1, 1, 1))))
+    return m.norm1(m.conv1(x)) + inner + m.norm4(m.conv4(x))
+
+
+def repvgg() -> nn.Module:
+    parts = {"conv3": conv(bias=False), "norm3": norm(), "conv1": conv(size=1, bias=False), "norm1": norm()}
+    return Net(lambda m, x: m.norm3(m.conv3(x)) + m.norm1(m.conv1(x)) + m.skip(x), skip=norm(), **parts)
+
+
+class Child(nn.Module):
+    """Knows the module that it is in, as some detectors' heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def parent_and_child() -> nn.Module:
+    child = Child()
+    parent = nn.Sequential(child, nn.ReLU())
+    child.__dict__["parent"] = parent
+    return parent
+
+
+def weighted(how: Callable[[nn.Module], nn.Module]) -> Build:
+    """A conv whose weight a hook or a parametrization computes."""
+    return lambda: nn.Sequential(how(conv()), norm(), nn.ReLU())
+
+
+class Squared(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight**2
+
+
+def squared(module: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(module, "weight", Squared())
+    return module
+
+
+def pruned(module: nn.Module) -> nn.Module:
+    return prune.random_unstructured(module, "weight", 0.5)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    double: Any = lambda module, args, output: output * 2.0  # noqa: E731
+    module.register_forward_hook(double)
+    return module
 
 
 def repmixer() -> nn.Module:
@@ -680,6 +785,68 @@ TABLE: dict[str, tuple[Build, tuple[Inputs, ...], int | None]] = {
         lambda: Net(lambda m, x: torch.relu(torch.neg(torch.neg(m.conv(x)))) - x, **parts()),
         images(),
         3,
+    ),
+    "a place of a tensor is written to": (lambda: Net(_zeroed, conv2=conv(), **parts()), images(), None),
+    "a sum in place while another name is read": (lambda: Net(_written_while_read, **parts()), images(), None),
+    "int() of a size": (lambda: nn.Sequential(Net(_tiled, **parts()), nn.ReLU(), conv(), norm()), images(), 3),
+    "a choice by size": (
+        lambda: nn.Sequential(Net(_chosen_by_size, **parts()), conv(), norm()),
+        images(),
+        2,
+    ),
+    "a list of features": (
+        lambda: Net(_walks_a_list, stages=nn.ModuleList([nn.Sequential(conv(), norm(), nn.ReLU()) for _ in range(3)])),
+        images(),
+        7,
+    ),
+    "optional mask": (
+        lambda: Masked(lambda m, x: m.norm(m.conv(x)), **parts()),
+        ((image(2, 4, 7, 6),), (image(1, 4, 5, 5), image(1, 4, 5, 5, seed=1))),
+        1,
+    ),
+    "optional mask, given first": (
+        lambda: Masked(lambda m, x: m.norm(m.conv(x)), **parts()),
+        ((image(1, 4, 5, 5), image(1, 4, 5, 5, seed=1)), (image(2, 4, 7, 6),), (image(1, 4, 5, 5), None, 2.0)),
+        None,
+    ),
+    "DBB": (diverse_branches, images(), None),
+    "RepVGG": (repvgg, images(), 1),
+    "conv, norm, norm": (lambda: nn.Sequential(conv(), norm(), norm()), images(), 1),
+    "grouped transposed conv and norm": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 2, 2, groups=2), nn.BatchNorm2d(6)),
+        images(),
+        None,
+    ),
+    "a module that knows its parent": (parent_and_child, images(), 2),
+    "weight norm, a hook": (weighted(torch.nn.utils.weight_norm), images(), 2),
+    "weight norm, a parametrization": (weighted(parametrizations.weight_norm), images(), 2),
+    "spectral norm, a hook": (weighted(torch.nn.utils.spectral_norm), images(), 2),
+    "spectral norm, a parametrization": (weighted(parametrizations.spectral_norm), images(), 2),
+    "pruned": (weighted(pruned), images(), 2),
+    "squared weights": (weighted(squared), images(), 2),
+    "squared weights that nothing folds into": (lambda: nn.Sequential(nn.ReLU(), squared(conv())), images(), 2),
+    "a hook": (lambda: nn.Sequential(conv(), hooked(norm()), conv(size=1), norm()), images(), 3),
+    "DataParallel": (lambda: nn.DataParallel(nn.Sequential(conv(), norm())), images(), 1),
+    "DataParallel inside": (
+        lambda: nn.Sequential(nn.DataParallel(nn.Sequential(conv(), norm())), nn.ReLU()),
+        images(),
+        2,
+    ),
+    "averaged weights": (lambda: AveragedModel(nn.Sequential(conv(), norm())), images(), 1),
+    "scripted inside": (
+        lambda: nn.Sequential(torch.jit.script(nn.Sequential(conv(), norm())), nn.ReLU(), conv(), norm()),
+        images(),
+        3,
+    ),
+    "complex weights": (
+        lambda: nn.Sequential(*(nn.Conv2d(4, 4, size, dtype=torch.complex128) for size in (1, 3))),
+        ((torch.complex(image(2, 4, 5, 5), image(2, 4, 5, 5, seed=1)),),),
+        2,
+    ),
+    "complex image": (
+        lambda: Net(lambda m, x: (x * 2.0 + 1.0) * m.gamma - m.gamma, gamma=gain(4, 1, 1)),
+        ((torch.complex(image(2, 4, 5, 5), image(2, 4, 5, 5, seed=1)),),),
+        None,
     ),
     "a conv minus itself": (lambda: Net(lambda m, x: torch.relu(m.conv(x) - m.conv(x)) + x, **parts()), images(), None),
 }

@@ -336,8 +336,12 @@ def test_pooling_with_a_divisor_of_its_own() -> None:
     ],
 )
 def test_pooling_that_no_kernel_equals(n: int, options: dict[str, Any], reason: str) -> None:
+    """It still is a mean, which a pointwise map may cross."""
+    module = POOLS[n - 1](3, **options)
     with pytest.raises(Inexact, match=reason):
-        map_of(POOLS[n - 1](3, **options), image(n))
+        DEFAULT.tables["affine"][POOLS[n - 1]](Affine.identity(4, n), module)
+    (step,) = fact_of(module, image(n)).path
+    assert step.layout.carry[:2] == (0, 1)
 
 
 @given(data=st.data(), n=st.integers(1, 3))
@@ -350,12 +354,89 @@ def test_zero_padding_and_crops(data: st.DataObject, n: int) -> None:
     assert_rule(Formula(lambda m, x: F.pad(m.conv(x), few, value=0), conv=CONVS[n - 1](4, 6, 1, bias=False)), image(n))
 
 
+@given(data=st.data(), n=st.integers(1, 3), mode=st.sampled_from(["constant", "reflect", "replicate", "circular"]))
+def test_padding_of_every_mode(data: st.DataObject, n: int, mode: str) -> None:
+    pads = tuple(data.draw(st.integers(0, 2)) for _ in range(2 * n))
+    options: dict[str, Any] = {"value": 0.5} if mode == "constant" else {}
+    assert_rule(Formula(lambda m, x: F.pad(x, pads, mode, **options)), image(n))
+    names = {"constant": "Constant", "reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
+    module: Any = getattr(nn, f"{names[mode]}Pad{n}d")
+    assert_rule(module(pads, *options.values()), image(n))
+    assert_rule(nn.Sequential(randomize(NORMS[n - 1](4)), module(pads, *options.values())), image(n))
+
+
+TRANSPOSED: Sequence[Any] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@given(data=st.data(), n=st.integers(1, 3))
+def test_transposed_convolutions(data: st.DataObject, n: int) -> None:
+    stride, size = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 4))
+    options = {"padding": data.draw(st.integers(0, 1)), "output_padding": data.draw(st.integers(0, stride - 1))}
+    groups, bias = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.booleans())
+    module = TRANSPOSED[n - 1](4, 8, size, stride, groups=groups, bias=bias, **options)
+    assert_rule(module, image(n))
+    assert_rule(nn.Sequential(randomize(NORMS[n - 1](4)), module), image(n))
+    assert_rule(nn.Sequential(module, randomize(NORMS[n - 1](8))), image(n))
+
+
+def _halves(x: Any) -> tuple[Any, Any]:
+    first, second = x.chunk(2, 1)
+    return first, second
+
+
+def _parts_added(first: Any, second: Any) -> Any:
+    return first - 2 * second
+
+
+CHANNELS: dict[str, Callable[[Any, Any], Any]] = {
+    "slice": lambda m, x: x[:, 1:3],
+    "slice of a step": lambda m, x: x[:, ::2],
+    "list": lambda m, x: x[:, [2, 0, 1]],
+    "flipped": lambda m, x: x.flip(1),
+    "narrow": lambda m, x: x.narrow(1, 1, 2),
+    "chunk": lambda m, x: x.chunk(2, 1)[1],
+    "chunk by torch": lambda m, x: torch.chunk(m.conv(x), 3, dim=1)[-1],
+    "split": lambda m, x: x.split([1, 3], 1)[1],
+    "split evenly": lambda m, x: torch.split(m.conv(x), 3, 1)[1],
+    "parts added": lambda m, x: _parts_added(*_halves(m.conv(x))),
+    "joined again": lambda m, x: torch.cat([m.conv(x)[:, 2:], x, x[:, :1]], 1),
+    "joined": lambda m, x: torch.cat((m.conv(x), m.conv(x) * 2), dim=-3),
+    "crop": lambda m, x: x[:, :, 1:-1, 2:],
+    "crop behind an ellipsis": lambda m, x: m.conv(x)[..., 1:-2],
+    "every second": lambda m, x: x[:, :, ::2, 1::2],
+    "crop and channels": lambda m, x: m.conv(x)[:, 1:, :, :-1],
+    "shuffle": lambda m, x: nn.functional.channel_shuffle(m.conv(x), 2),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_picking_and_joining(name: str) -> None:
+    module = Formula(CHANNELS[name], conv=nn.Conv2d(4, 4, 3, padding=1))
+    assert_rule(module, image(2))
+
+
+PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
+    "x W": lambda m, x: x @ m.w,
+    "torch.matmul": lambda m, x: torch.matmul(x, m.w),
+    "einsum": lambda m, x: torch.einsum("bnc,cd->bnd", x, m.w),
+    "einsum, turned": lambda m, x: torch.einsum("oc,bnc->bno", m.w.T, x),
+    "einsum, middle": lambda m, x: torch.einsum("bcn,co->bon", x, m.w),
+    "W x": lambda m, x: m.w.T @ x,
+    "addcmul": lambda m, x: torch.addcmul(m.shift, x, m.gain, value=2),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_with_constant_matrices(name: str) -> None:
+    weight = torch.arange(24.0).reshape(4, 6)
+    x = torch.randn(2, 4, 4, dtype=torch.float64)
+    assert_rule(Formula(PRODUCTS[name], w=weight, shift=torch.arange(4.0)[:, None], gain=torch.arange(4.0)[:, None] - 1), x)
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.ConstantPad2d(1, 0.5), "padding with 0.5 is not zero padding"),
-        (Formula(lambda m, x: F.pad(x, (1, 1), value=2.0)), "padding with 2.0 is not zero padding"),
-        (Formula(lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect")), "padding mode 'reflect' on its own"),
+        (Formula(lambda m, x: m.conv(F.pad(x, (2, -1, 0, 0), "reflect")), conv=nn.Conv2d(4, 4, 1)), "negative padding"),
         (Formula(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1))), "padding along the channels or the batch"),
         (Formula(lambda m, x: F.pad(x, (0, x.shape[3] % 2))), "only the run will know|depends on the input's size"),
     ],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repcompile import ModelError, fuse
-from repcompile.tracing import torch_class
+from repcompile.classes import torch_class
 from tests.test_hostile import (
     Net,
     Undecided,
@@ -189,7 +189,7 @@ CLASSES: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
     "norm and activation": (lambda: nn.Sequential(conv(), ActivatedNorm(4)), 2),
     "norm by super()": (lambda: nn.Sequential(conv(), SuperNorm(4)), None),
     "norm that only inherits": (lambda: nn.Sequential(conv(), InheritedNorm(4)), 1),
-    "dropout that is none": (lambda: nn.Sequential(conv(), GrowingDropout(), norm()), 2),
+    "dropout that is none": (lambda: nn.Sequential(conv(), GrowingDropout(), norm()), 3),
     "identity that is none": (lambda: nn.Sequential(conv(), GrowingIdentity(), norm()), 1),
 }
 

@@ -17,7 +17,7 @@ from repcompile.affine import Affine
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
 from repcompile.emit import emit
-from repcompile.facts import Facts, affine_facts, at_home
+from repcompile.facts import Facts, affine_facts
 from repcompile.fold import fold
 from repcompile.interpret import Remembering
 from repcompile.modules import BorderConv
@@ -169,7 +169,6 @@ def largest_region(model: nn.Module) -> Emitted:
     captured = canonicalize(capture(randomize(model).eval(), DEFAULT.module_classes))
     facts = affine_facts(captured, DEFAULT)
     region = max(candidate_regions(captured, facts), key=lambda region: len(region.nodes))
-    region = replace(region, fact=at_home(region.fact))
     x = region.fact.map
     assert isinstance(x, Affine)
     return Emitted(captured, facts, region, x, fold(x))

@@ -1,5 +1,6 @@
 """What is known of each operator: one rule each."""
 
+from repcompile.rules.channels import CHANNELS
 from repcompile.rules.conv import CONV
 from repcompile.rules.emitted import EMITTED
 from repcompile.rules.layout import LAYOUT
@@ -8,12 +9,13 @@ from repcompile.rules.norm import NORM
 from repcompile.rules.pad import PAD
 from repcompile.rules.pointwise import POINTWISE
 from repcompile.rules.pool import POOL
+from repcompile.rules.product import PRODUCT
 from repcompile.rules.ruleset import Rule, RuleSet, affine_rule, layout_rule, shape_rule
 from repcompile.rules.shape import SHAPE
 
-DEFAULT = CONV + LINEAR + NORM + POINTWISE + POOL + PAD + EMITTED + LAYOUT + SHAPE
+DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + EMITTED + LAYOUT + SHAPE
 
 __all__ = [
-    "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "SHAPE",
+    "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT", "SHAPE",
     "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
 ]  # fmt: skip

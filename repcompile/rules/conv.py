@@ -32,4 +32,25 @@ def conv(
     return Affine.conv(weight, bias, stride, padding, dilation, groups) @ x
 
 
-CONV = RuleSet((conv_module, conv))
+@affine_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, late=True)
+def conv_transpose_module(x: Map, m: nn.ConvTranspose2d) -> Map:
+    """Called without an output size, which the rule does not take."""
+    return conv_transpose(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+
+
+@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def conv_transpose(
+    x: Map,
+    weight: Weight,
+    bias: Weight | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Map:
+    """x[i, q] goes to y[o, stride q + dilation j - padding], times weight[i, o, j]."""
+    return Affine.conv_transpose(weight, bias, stride, padding, output_padding, groups, dilation) @ x
+
+
+CONV = RuleSet((conv_module, conv, conv_transpose_module, conv_transpose))

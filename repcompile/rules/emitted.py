@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from repcompile.affine import Affine, Map
+from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.rules.ruleset import RuleSet, affine_rule
 
@@ -19,6 +20,8 @@ def channel_affine(x: Map, m: ChannelAffine) -> Map:
 def border_conv(x: Map, m: BorderConv) -> Map:
     """y = conv(x) + border * 1~"""
     conv: Any = m.conv
+    if conv.transposed:
+        raise Inexact("a transposed convolution with a border map")
     padding = list(zip(m.pads[::2], m.pads[1::2], strict=True))[::-1] if m.pads else conv.padding
     return Affine.conv(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups, border=m.border) @ x
 

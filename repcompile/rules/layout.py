@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from repcompile.errors import Inexact
 from repcompile.rules.ruleset import RuleSet, layout_rule
-from repcompile.shapes import Layout, Shape, Size, permuted, product, reshaped
+from repcompile.shapes import Layout, Shape, Size, permuted, product, reshaped, unknown
 
 
 @layout_rule(torch.flatten, "flatten")
@@ -47,6 +49,86 @@ def transpose(shape: Shape | None, first: int, second: int) -> Layout:
     return permuted(shape, order)
 
 
+@layout_rule("reshape_as", "view_as")
+def reshape_as(shape: Shape | None, other: Any, *, shapes: Sequence[Shape | None], owner: str = "") -> Layout:
+    if len(shapes) < 2:
+        raise Inexact("a shape that is not known here")
+    return reshaped(shape, _known(shapes[1]), owner)
+
+
+@layout_rule(torch.unflatten, "unflatten")
+def unflatten(shape: Shape | None, dim: int, sizes: Sequence[Any], owner: str = "") -> Layout:
+    shape = _known(shape)
+    axis = dim % len(shape)
+    return reshaped(shape, [*shape[:axis], *(_size(entry) for entry in sizes), *shape[axis + 1 :]], owner)
+
+
+@layout_rule(nn.Unflatten)
+def unflatten_module(shape: Shape | None, m: nn.Unflatten, owner: str = "") -> Layout:
+    if not isinstance(m.dim, int):
+        raise Inexact("a named axis")
+    return unflatten(shape, m.dim, m.unflattened_size, owner)
+
+
+@layout_rule(torch.squeeze, "squeeze")
+def squeeze(shape: Shape | None, dim: Any = None) -> Layout:
+    shape = _known(shape)
+    axes = {axis % len(shape) for axis in ((dim,) if isinstance(dim, int) else dim or ())}
+    if not axes or any(shape[axis] != Size(1) for axis in axes):
+        raise Inexact("axes that are not known to have size 1")
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    return Layout(
+        tuple(shape[axis] for axis in kept),
+        tuple(kept.index(axis) if axis in kept else None for axis in range(len(shape))),
+    )
+
+
+@layout_rule(torch.unsqueeze, "unsqueeze")
+def unsqueeze(shape: Shape | None, dim: int) -> Layout:
+    shape = _known(shape)
+    place = dim % (len(shape) + 1)
+    carry = tuple(axis + (axis >= place) for axis in range(len(shape)))
+    return Layout((*shape[:place], Size(1), *shape[place:]), carry, name="unsqueeze")
+
+
+@layout_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def upsample_module(shape: Shape | None, m: nn.Upsample, owner: str = "") -> Layout:
+    return interpolate(shape, m.size, m.scale_factor, m.mode, m.align_corners, m.recompute_scale_factor, owner=owner)
+
+
+@layout_rule(F.interpolate)
+def interpolate(
+    shape: Shape | None,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    *rest: Any,
+    owner: str = "",
+    **options: Any,
+) -> Layout:
+    """Every mode weighs some positions with weights that sum to one."""
+    shape = _known(shape)
+    first = tuple(range(2))
+    scales = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * (len(shape) - 2)
+    scale = math.prod(float(s) for s in scales if isinstance(s, int | float))
+    name = f"interpolate {owner}" if size is not None else f"interpolate {scale_factor} {mode} {rest} {options}"
+    result = (*shape[:2], *(_scaled(axis, s, owner, i) for i, (axis, s) in enumerate(zip(shape[2:], scales, strict=True), 2)))
+    return Layout(result, (*first, *[None] * (len(shape) - 2)), name=name, scale=scale if size is None else 1.0)
+
+
+def _scaled(size: Size, scale: Any, owner: str, axis: int) -> Size:
+    return size * Size(scale) if isinstance(scale, int) else unknown(owner, axis)
+
+
+@layout_rule(torch.roll, "roll")
+def roll(shape: Shape | None, shifts: Any, dims: Any = None) -> Layout:
+    shape = _known(shape)
+    if dims is None:
+        raise Inexact("all axes are rolled as one")
+    axes = {axis % len(shape) for axis in ((dims,) if isinstance(dims, int) else dims)}
+    return Layout(shape, tuple(None if axis in axes else axis for axis in range(len(shape))), name=f"roll {shifts} {dims}")
+
+
 def _known(shape: Shape | None) -> Shape:
     if shape is None:
         raise Inexact("the input's rank is not known here; example_inputs may tell")
@@ -64,4 +146,9 @@ def _size(entry: Any) -> Size | None:
     raise Inexact("a size that is not known here")
 
 
-LAYOUT = RuleSet((flatten, flatten_module, reshape, permute, transpose))
+LAYOUT = RuleSet(
+    (
+        *(flatten, flatten_module, unflatten, unflatten_module, reshape, reshape_as, permute, transpose),
+        *(squeeze, unsqueeze, upsample_module, interpolate, roll),
+    )
+)

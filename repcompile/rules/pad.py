@@ -1,4 +1,4 @@
-"""Zero padding and cropping: an identity with a window that starts early or late."""
+"""Padding and cropping: an identity with a window that starts early or late."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.errors import Inexact
 from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.shapes import Shape
-from repcompile.values import filled
+
+MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
-@affine_rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, late=True)
-def zero_pad_module(x: Map, m: nn.ZeroPad2d) -> Map:
-    return _padded(x, tuple(m.padding), len(m.padding) // 2)
+@affine_rule(
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    late=True,
+)
+def constant_pad_module(x: Map, m: nn.ConstantPad2d, shape: Shape | None = None) -> Map:
+    return pad(x, m.padding, "constant", m.value, shape)
 
 
-@affine_rule(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, late=True)
-def constant_pad_module(x: Map, m: nn.ConstantPad2d) -> Map:
-    _require_zero(m.value)
-    return _padded(x, tuple(m.padding), len(m.padding) // 2)
+@affine_rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, late=True)
+def reflection_pad_module(x: Map, m: nn.ReflectionPad2d, shape: Shape | None = None) -> Map:
+    return pad(x, m.padding, "reflect", None, shape)
+
+
+@affine_rule(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, late=True)
+def replication_pad_module(x: Map, m: nn.ReplicationPad2d, shape: Shape | None = None) -> Map:
+    return pad(x, m.padding, "replicate", None, shape)
+
+
+@affine_rule(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, late=True)
+def circular_pad_module(x: Map, m: nn.CircularPad2d, shape: Shape | None = None) -> Map:
+    return pad(x, m.padding, "circular", None, shape)
 
 
 @affine_rule(F.pad)
 def pad(
     x: Map, pad: Sequence[int], mode: str = "constant", value: float | None = None, shape: Shape | None = None
 ) -> Map:
-    """Zeros around the image; the list starts with the last axis, as torch's does."""
-    if mode != "constant":
-        raise Inexact(f"padding mode {mode!r} on its own")
-    _require_zero(value)
-    n_axes = len(x.axes) if isinstance(x, Affine) else None if shape is None else len(shape) - 2
-    if n_axes is None:
-        raise Inexact("the rank of the input is not known here; example_inputs may tell")
-    return _padded(x, tuple(pad), n_axes)
-
-
-def _padded(x: Map, pads: tuple[int, ...], n_axes: int) -> Map:
-    if not all(isinstance(entry, int) for entry in pads):
+    """More around the image, or less; the list starts with the last axis, as torch's does."""
+    if not all(isinstance(entry, int) for entry in pad):
         raise Inexact("padding that depends on the input's size")
-    if not 0 < n_axes <= 3 or any(pads[2 * n_axes :]):
+    pairs = list(zip(pad[::2], pad[1::2], strict=True))
+    n_axes = len(x.axes) if isinstance(x, Affine) else len(pairs) if shape is None else len(shape) - 2
+    if not 0 < n_axes <= 3 or any(map(any, pairs[n_axes:])):
         raise Inexact("padding along the channels or the batch")
-    pairs = [(lo, hi) for lo, hi in zip(pads[::2], pads[1::2], strict=True)][:n_axes]
-    axes = [(0, 0)] * (n_axes - len(pairs)) + pairs[::-1]
+    if mode != "constant" and any(min(pair) < 0 for pair in pairs):
+        raise Inexact(f"a negative padding of mode {mode!r}")
+    axes = [(0, 0)] * (n_axes - len(pairs)) + pairs[:n_axes][::-1]
     channels = x.placed(n_axes).c_out if isinstance(x, Uniform) else x.c_out
-    one = filled(1.0, channels, (channels, 1, *[1] * n_axes))
-    return Affine.conv(one, None, padding=axes, groups=channels) @ x
+    return Affine.pad(channels, axes, MODES[mode], value or 0) @ x
 
 
-def _require_zero(value: float | None) -> None:
-    if value not in (None, 0):
-        raise Inexact(f"padding with {value} is not zero padding")
-
-
-PAD = RuleSet((zero_pad_module, constant_pad_module, pad))
+PAD = RuleSet(
+    (constant_pad_module, reflection_pad_module, replication_pad_module, circular_pad_module, pad)
+)

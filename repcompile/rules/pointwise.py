@@ -18,7 +18,7 @@ from repcompile.values import Constant, computed, filled
 Operand = Affine | Uniform | Constant | int | float
 
 
-@affine_rule(operator.add, torch.add, "add")
+@affine_rule(operator.add, torch.add, "add", "__add__", "__radd__")
 def add(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) -> Map:
     """x + alpha y"""
     right = y if alpha == 1 else _times(y, alpha, shape)
@@ -31,7 +31,7 @@ def sub(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) ->
     return _plus(x, _times(y, -alpha, shape), shape)
 
 
-@affine_rule(operator.mul, torch.mul, "mul", torch.multiply, "multiply")
+@affine_rule(operator.mul, torch.mul, "mul", "__mul__", "__rmul__", torch.multiply, "multiply")
 def mul(x: Operand, y: Operand, shape: Shape | None = None) -> Map:
     """A number or one number per channel times a map."""
     if isinstance(x, Affine | Uniform) and isinstance(y, Affine | Uniform):
@@ -52,6 +52,16 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
     if divisor == 0:
         raise Inexact("division by zero")
     return _times(x, 1.0 / divisor, shape)  # type: ignore[operator]
+
+
+@affine_rule(torch.addcmul, "addcmul")
+def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
+    """x + value y z"""
+    return _plus(x, _times(_product(y, z, shape), value, shape), shape)
+
+
+def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
+    return mul(y, z, shape) if isinstance(y, Affine | Uniform) or isinstance(z, Affine | Uniform) else _times(y, z, shape)
 
 
 @affine_rule(operator.neg, torch.neg, "neg", torch.negative)
@@ -113,4 +123,4 @@ def _fitting(operand: Operand, shape: Shape | None) -> Operand:
     return Constant(operand.shape[wide:], (operand,), lambda value: value)
 
 
-POINTWISE = RuleSet((add, sub, mul, div, neg, identity, dropout_module, dropout, same_values))
+POINTWISE = RuleSet((add, sub, mul, div, addcmul, neg, identity, dropout_module, dropout, same_values))

@@ -21,7 +21,7 @@ class Rule:
     kind: "affine": operand maps in, map out.  "layout": the input's shape in, `Layout` out.
     "shape": the input's shape in, the output's shape out; for operators that are neither.
     late: it hands the weights on as they are, and does no arithmetic with them.
-    A parameter called `shape` gets the first operand's shape, one called `owner` the node's name.
+    A parameter called `shape` gets the first operand's shape, `shapes` those of all operands, `owner` the node's name.
     """
 
     kind: str
@@ -52,13 +52,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """A table of rules, looked up by what a node calls."""
+    """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind."""
 
     rules: tuple[Rule, ...] = ()
-    table: dict[Target, Rule] = field(default_factory=dict[Target, Rule], compare=False, repr=False)
+    tables: dict[str, dict[Target, Rule]] = field(default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.table.update({target: rule for rule in self.rules for target in rule.targets})
+        for rule in self.rules:
+            self.tables.setdefault(rule.kind, {}).update(dict.fromkeys(rule.targets, rule))
 
     def __add__(self, more: RuleSet | Iterable[Rule]) -> RuleSet:
         return RuleSet((*self.rules, *more))
@@ -74,23 +75,28 @@ class RuleSet:
         return len(self.rules)
 
     @property
+    def table(self) -> Mapping[Target, Rule]:
+        """What is known of each target; an affine rule says most."""
+        return {**self.tables.get("shape", {}), **self.tables.get("layout", {}), **self.tables.get("affine", {})}
+
+    @property
     def module_classes(self) -> tuple[type[nn.Module], ...]:
         """The classes that tracing must not look into."""
         return tuple(target for target in self.table if isinstance(target, type) and issubclass(target, nn.Module))
 
-    def find(self, node: fx.Node, captured: Captured) -> Rule | None:
-        """The rule for what `node` calls, None if there is none."""
+    def find(self, node: fx.Node, captured: Captured, kind: str) -> Rule | None:
+        """The rule of one kind for what `node` calls, None if there is none."""
+        table = self.tables.get(kind, {})
         if node.op == "call_module":
-            return None if node.target in captured.opaque else self._for_module(captured, node)
-        if node.op in ("call_function", "call_method"):
-            return self.table.get(node.target)
-        return None
+            return None if node.target in captured.opaque else _for_module(table, captured, node)
+        return table.get(node.target) if node.op in ("call_function", "call_method") else None
 
-    def _for_module(self, captured: Captured, node: fx.Node) -> Rule | None:
-        module = captured.module(node)
-        exact = None if "forward" in vars(module) else self.table.get(type(module))
-        bases = captured.torch_class(node).__mro__
-        return exact or next((self.table[base] for base in bases if base in self.table), None)
+
+def _for_module(table: Mapping[Target, Rule], captured: Captured, node: fx.Node) -> Rule | None:
+    module = captured.module(node)
+    exact = None if "forward" in vars(module) else table.get(type(module))
+    bases = captured.torch_class(node).__mro__
+    return exact or next((table[base] for base in bases if base in table), None)
 
 
 def affine_rule(*targets: Target, late: bool = False) -> Callable[[Callable[..., Any]], Rule]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from repcompile.rules.ruleset import RuleSet, shape_rule
-from repcompile.shapes import Shape, Size, unknown
+from repcompile.shapes import Shape, unknown
 
 
 @shape_rule(
@@ -50,17 +50,11 @@ def same(shape: Shape | None, *rest: Any, **options: Any) -> Shape | None:
 
 
 @shape_rule(
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Upsample, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.interpolate
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d
 )
 def resized(shape: Shape | None, *rest: Any, owner: str = "", **options: Any) -> Shape | None:
     """Batch and channels stay; the positions are somebody else's business."""
     return shape and (*shape[:2], *(unknown(owner, axis) for axis in range(2, len(shape))))
 
 
-@shape_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-def adaptive_pool(shape: Shape | None, m: Any, owner: str = "") -> Shape | None:
-    sizes = m.output_size if isinstance(m.output_size, tuple) else (m.output_size,) * (len(shape or ()) - 2)
-    return shape and (*shape[:2], *(unknown(owner, i) if n is None else Size(n) for i, n in enumerate(sizes)))
-
-
-SHAPE = RuleSet((same, resized, adaptive_pool))
+SHAPE = RuleSet((same, resized))

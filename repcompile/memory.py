@@ -1,0 +1,65 @@
+"""What a module remembers from one call to the next: its attributes before and after a forward, compared."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from repcompile.proxies import Value
+
+DEPTH = 4
+TABLES = ("_parameters", "_buffers", "_modules", "forward", "_compiled_call_impl")
+
+
+class Changed(Exception):
+    """A forward wrote to attributes, which no graph shows.  paths: the modules that may have done it."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__("its forward changes attributes of the module")
+        self.paths = paths
+
+
+Snapshot = Mapping[str, Mapping[str, Any]]
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """What the attributes of every module are worth, as far as one can compare, by path."""
+    return {path: _attributes(module) for path, module in model.named_modules()}
+
+
+def require_unchanged(model: nn.Module, before: Snapshot) -> None:
+    """Raises Changed if a forward in between wrote to attributes."""
+    changed = tuple(path for path, module in model.named_modules() if _attributes(module) != before.get(path))
+    if changed:
+        raise Changed(changed)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    own = {name: _worth(value) for name, value in vars(module).items() if name not in TABLES}
+    for table in TABLES:
+        entries = vars(module).get(table)
+        if isinstance(entries, dict):
+            own[table] = {name: id(value) for name, value in dict.items(entries)}
+    return own
+
+
+def _worth(value: Any, depth: int = DEPTH) -> Any:
+    if value is None or isinstance(value, int | float | str | bytes):
+        return value
+    if isinstance(value, Value):
+        return id(value)
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if depth and type(value) in (list, tuple, set, frozenset, deque):
+        return id(value), [_worth(item, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return id(value), {str(name): _worth(item, depth - 1) for name, item in dict.items(value)}
+    state = getattr(value, "__dict__", None)
+    plain = not isinstance(value, nn.Module | type | ModuleType) and not callable(value)
+    if depth and plain and isinstance(state, dict):
+        return id(value), {name: _worth(item, depth - 1) for name, item in state.items()}
+    return id(value)

@@ -1,0 +1,100 @@
+"""Where new modules and tensors go: places in the hierarchy that read like the model did."""
+
+from __future__ import annotations
+
+import keyword
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import fx
+
+from repcompile.affine import Affine
+from repcompile.capture import Captured
+from repcompile.facts import Facts
+from repcompile.regions import Region
+
+RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
+
+
+def names_of_regions(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
+    """A place in the hierarchy for each region: the module that it replaces, else that of its heaviest operator."""
+    gone = {node for region in regions for node in (*region.dying, region.sink)}
+    taken = _Paths()
+    for node in captured.graph.nodes:
+        stays = node not in gone if node.op == "call_module" else not gone.issuperset(node.users)
+        if stays and node.op in ("call_module", "get_attr"):
+            taken.add(str(node.target))
+    return [taken.first_free(_wishes(region, facts)) for region in regions]
+
+
+def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured) -> dict[fx.Node, str]:
+    """A place for each tensor that was computed: its own name if it is a parametrized one."""
+    names: dict[fx.Node, str] = {}
+    taken = {*captured.constants, *captured.modules}
+    for node in nodes:
+        path = str(node.meta.get("path", ""))
+        owner, parametrized, field = path.partition(".parametrizations.")
+        wish = f"{owner}.{field}" if parametrized else ""
+        names[node] = wish if wish and wish not in taken else f"{path}.{node.name}_settled".lstrip(".")
+        taken.add(names[node])
+    return names
+
+
+def safe(path: str) -> str:
+    """The path, where neither a GraphModule nor its generated code needs the names for itself."""
+    first, *rest = path.split(".")
+    first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
+    return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
+
+
+def _wishes(region: Region, facts: Facts) -> tuple[str, str]:
+    """What its operators have in common, and the place of the heaviest of them."""
+    operators = [node for node in region.nodes if facts.rules[node].kind == "affine"]
+    heaviest = max(operators, key=lambda node: _weight(node, facts))
+    return _common([str(node.meta["path"]) for node in operators]), str(heaviest.meta["path"])
+
+
+def _weight(node: fx.Node, facts: Facts) -> int:
+    maps = (fact.map for fact in facts.maps[node][:1])
+    return max((x.weights if isinstance(x, Affine) and not x.is_diagonal else 0 for x in maps), default=0)
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The longest dotted prefix."""
+    parts = [path.split(".") for path in paths]
+    shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)))
+    return ".".join(parts[0][:shared])
+
+
+class _Paths:
+    """Dotted paths in use; a path is free if it is not in use, and neither above nor below one that is."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self._above: set[str] = set()
+        self._counted: Counter[str] = Counter()
+
+    def add(self, path: str) -> None:
+        self._used.add(path)
+        self._above.update(_prefixes(path))
+
+    def first_free(self, wishes: tuple[str, str]) -> str:
+        """The first wish that is free, or the first with a number behind it; from then on it is in use."""
+        free = (name for name in wishes if self._free(name))
+        name = next(free, None) or next(name for name in self._numbered(wishes[0]) if self._free(name))
+        self.add(name)
+        return name
+
+    def _numbered(self, wish: str) -> Iterator[str]:
+        while True:
+            counter, self._counted[wish] = self._counted[wish], self._counted[wish] + 1
+            yield f"{wish or 'root'}_fused{counter or ''}"
+
+    def _free(self, path: str) -> bool:
+        in_use = path in self._used or path in self._above
+        return bool(path) and not in_use and self._used.isdisjoint(_prefixes(path))
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]

@@ -1,0 +1,203 @@
+"""What stands for a tensor or a number while a forward is traced: it answers what every run would, or refuses to.
+
+`torch.fx.Proxy` is not used: it is callable, iterable and convertible where a tensor is not, and takes wrong branches.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.overrides import is_tensor_method_or_property
+
+
+class Value:
+    """A value of the graph: a size, a number, a tuple of tensors, anything that is no tensor.
+
+    tracer: has `create_proxy`, `refusal(reason)`, `probed(frame)` and `settled(frame)`.
+    """
+
+    __array_priority__ = 1000  # numpy's scalars leave arithmetic to us, as they do to tensors
+    __hash__ = object.__hash__
+    node: fx.Node
+    tracer: Any
+
+    def __init__(self, node: fx.Node | None, tracer: Any) -> None:
+        vars(self).update(tracer=tracer)
+        if node is not None:
+            vars(self).update(node=node)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tracer = tracer_of((args, kwargs))
+        frame = inspect.currentframe()
+        tracer.settled(frame.f_back if frame else None)
+        if isinstance(function, torch._C.ScriptMethod):
+            raise tracer.refusal("calls a scripted method")
+        if is_tensor_method_or_property(function):
+            return tracer.create_proxy("call_method", function.__name__, args, kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    def __fx_create_arg__(self, tracer: Any) -> fx.Node:
+        return self.node
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise self.tracer.refusal(f"assigns to .{name} of a tensor")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Attribute(self, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpacking (`b, c, h, w = x.shape`) is known by its instruction; any other iteration needs the values."""
+        frame = inspect.currentframe()
+        count = _unpacked(frame.f_back if frame else None)
+        if count is None:
+            raise self.tracer.refusal("iterates over a value that only the run will know")
+        self.node.meta["unpacked"] = count
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(count)])
+
+    def __index__(self) -> int:
+        """torch asks for it before it hands a call over to `__torch_function__`: that is no question of the user's."""
+        frame = inspect.currentframe()
+        self.tracer.probed(frame.f_back if frame else None)
+        raise self.tracer.refusal("needs the number of a value that only the run will know")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.node.name})"
+
+
+class TensorValue(Value):
+    """A value that is a tensor, also to a forward that asks `isinstance(x, torch.Tensor)`.
+
+    Augmented assignment is recorded as what it is: in place.
+    """
+
+    @property
+    def __class__(self) -> type[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_is_param" or name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(name)  # the first is what `isinstance(x, nn.Parameter)` asks
+        return Attribute(self, name)
+
+
+class Attribute(Value):
+    """`x.name`: a method if it is called, a `getattr` node if it is used."""
+
+    def __init__(self, root: Value, name: str) -> None:
+        super().__init__(None, root.tracer)
+        vars(self).update(root=root, name=name)
+
+    @property
+    def node(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        own = vars(self)
+        if "recorded" not in own:
+            own["recorded"] = self.tracer.create_proxy("call_function", getattr, (own["root"], own["name"]), {}).node
+        return own["recorded"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", vars(self)["name"], (vars(self)["root"], *args), kwargs)
+
+
+class ConstantValue(TensorValue):
+    """A parameter, a buffer or a tensor of the user's: an unknown value of known shape and dtype."""
+
+    def __init__(self, node: fx.Node, tracer: Any, tensor: Tensor) -> None:
+        super().__init__(node, tracer)
+        vars(self).update(_tensor=tensor)
+
+    @property
+    def _is_param(self) -> bool:
+        return isinstance(self._tensor, nn.Parameter)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._tensor.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def size(self, axis: int | None = None) -> int | torch.Size:
+        return self.shape if axis is None else self.shape[axis]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def is_floating_point(self) -> bool:
+        return bool(self._tensor.is_floating_point())
+
+
+def tracer_of(arguments: Any) -> Any:
+    """The tracer of the values among (nested) arguments, None if there are none."""
+    found: list[Any] = []
+    map_aggregate(arguments, lambda leaf: found.append(leaf.tracer) if isinstance(leaf, Value) else None)
+    return found[0] if found else None
+
+
+def _unpacked(frame: FrameType | None) -> int | None:
+    """Number of names that the running instruction of `frame` unpacks to, None if it does something else."""
+    if frame is None:
+        return None
+    code, last = frame.f_code.co_code, frame.f_lasti
+    return code[last + 1] if dis.opname[code[last]] == "UNPACK_SEQUENCE" else None
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+def _recording(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    def record(self: Value, *others: Any) -> Any:
+        args = (*others, self) if reflected else (self, *others)
+        return self.tracer.create_proxy("call_function", function, args, {})
+
+    return record
+
+
+def _unknown(question: str) -> Callable[..., Any]:
+    def refuse(self: Value, *args: Any) -> Any:
+        raise self.tracer.refusal(f"needs {question} of a value that only the run will know")
+
+    return refuse
+
+
+UNARY = "abs invert neg pos"
+COMPARISONS = "eq ge gt le lt ne getitem"
+BINARY = "add and floordiv lshift matmul mod mul or pow rshift sub truediv xor"
+INPLACE = "iadd isub imul itruediv ifloordiv ipow imod iand ior ixor ilshift irshift"
+UNKNOWN = {
+    "bool": "the truth",
+    "float": "the number",
+    "int": "the number",
+    "complex": "the number",
+    "len": "the length",
+    "contains": "the elements",
+    "delitem": "a place",
+    "deepcopy": "a copy",
+}
+
+for _name in f"{UNARY} {COMPARISONS} {BINARY}".split():
+    setattr(Value, f"__{_name}__", _recording(getattr(operator, f"__{_name}__")))
+for _name in BINARY.split():
+    setattr(Value, f"__r{_name}__", _recording(getattr(operator, f"__{_name}__"), reflected=True))
+for _name in f"{INPLACE} setitem".split():
+    setattr(TensorValue, f"__{_name}__", _recording(getattr(operator, f"__{_name}__")))
+for _name, _question in UNKNOWN.items():
+    setattr(Value, f"__{_name}__", _unknown(_question))
+for _function in (math.ceil, math.floor):
+    setattr(Value, f"__{_function.__name__}__", _recording(_function))

@@ -1,0 +1,82 @@
+"""Forwards that ask for the exact type of a value: the one question that no stand-in for a tensor can answer.
+
+`type(x) is Tensor` looks past `__class__`. The bytecode of a forward, and of what it calls by name, shows it.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+COMPARISONS = ("IS_OP", "COMPARE_OP", "CONTAINS_OP")
+REACH = 4  # instructions between the call of `type` and the comparison: the other operand is loaded in between
+
+
+def asks_for_type(module: nn.Module) -> bool:
+    """Whether the forward of `module` compares the type of something, as far as its functions can be found by name."""
+    found: set[CodeType] = set()
+    stack = [_plain(module.forward)]
+    while stack:
+        function = stack.pop()
+        if function is None or function.__code__ in found or _torch(function):
+            continue
+        found.add(function.__code__)
+        if _compares_type(function.__code__):
+            return True
+        stack.extend(_called(function, module))
+    return False
+
+
+def _plain(value: Any) -> FunctionType | None:
+    value = value.__func__ if isinstance(value, MethodType | staticmethod | classmethod) else value
+    return value if isinstance(value, FunctionType) else None
+
+
+def _torch(function: FunctionType) -> bool:
+    return (function.__module__ or "").partition(".")[0] == "torch"
+
+
+def _called(function: FunctionType, module: nn.Module) -> Iterator[FunctionType | None]:
+    """Functions that the names in a function may mean: globals, methods of the module, functions that it holds."""
+    for name in _names(function.__code__):
+        yield _plain(function.__globals__.get(name))
+        yield _plain(vars(module).get(name))
+        yield _plain(next((vars(cls)[name] for cls in type(module).__mro__ if name in vars(cls)), None))
+    for cell in function.__closure__ or ():
+        yield _plain(_content(cell))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was assigned to it yet
+        return None
+
+
+@cache
+def _names(code: CodeType) -> tuple[str, ...]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return (*code.co_names, *(name for names in inner for name in names))
+
+
+@cache
+def _compares_type(code: CodeType) -> bool:
+    if any(_compares_type(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
+        return True
+    return "type" in code.co_names and any(_comparison_at(list(dis.get_instructions(code))))
+
+
+def _comparison_at(instructions: list[dis.Instruction]) -> Iterator[bool]:
+    """For each `type(x)`: whether the result is compared.  `type(self)` is nobody's tensor."""
+    for place, instruction in enumerate(instructions):
+        if instruction.opname != "LOAD_GLOBAL" or instruction.argval != "type":
+            continue
+        rest = [i for i in instructions[place + 1 :] if i.opname not in ("PUSH_NULL", "PRECALL", "CACHE")]
+        call = next((index for index, i in enumerate(rest) if i.opname.startswith("CALL")), None)
+        if call is not None and rest[0].argval not in ("self", "cls"):
+            yield any(i.opname in COMPARISONS for i in rest[call + 1 : call + 1 + REACH])

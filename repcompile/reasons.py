@@ -1,0 +1,34 @@
+"""Why a forward could not be traced, and where: the user's own line."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import traceback
+from types import CodeType
+
+import torch
+
+OURS = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+
+
+def reason_of(error: Exception) -> str:
+    """One sentence, with the place in the user's source where it is known."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    place = _place(error)
+    return f"{type(error).__name__}: {text}" + (f", at {place}" if place else "")
+
+
+def _place(error: Exception) -> str:
+    """`file.py:12: the line` of the innermost frame that is neither torch's nor ours."""
+    theirs = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(OURS)
+    ]
+    return _shown(*theirs[-1]) if theirs else ""
+
+
+def _shown(code: CodeType, line: int) -> str:
+    source = linecache.getline(code.co_filename, line).strip()
+    return f"{os.path.basename(code.co_filename)}:{line}" + (f": {source}" if source else "")

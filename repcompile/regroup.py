@@ -1,0 +1,324 @@
+"""Sums in the order in which they merge, and norms moved to what they can be folded into.
+
+Given: a canonical graph, which this stage takes over, and its facts.  Result: an equal graph, where
+
+- the terms of a sum that read one value stand next to each other: `(f(x) + a(x)) + b(x)` is `(a(x) + b(x)) + f(x)`;
+- a batch norm, or a gain and a shift, behind a sum or a concatenation of convolutions stands behind each of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repcompile.affine import Affine, Map, Uniform
+from repcompile.capture import Captured
+from repcompile.errors import Inexact
+from repcompile.facts import Facts
+from repcompile.paths import Fact, aligned
+
+MOST_TERMS = 64
+ADDITIONS = (operator.add, torch.add, "add")
+SUBTRACTIONS = (operator.sub, torch.sub, "sub")
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+MULTIPLICATIONS = (operator.mul, torch.mul, "mul")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """factor * value"""
+
+    value: fx.Node
+    factor: float = 1.0
+
+
+def regrouped(captured: Captured, facts: Facts) -> Captured | None:
+    """The graph with sums regrouped and norms distributed, None if there is nothing to do."""
+    editor = _Editor(captured, facts)
+    for node in list(captured.graph.nodes):
+        editor.visit(node)
+    if not editor.changed:
+        return None
+    captured.graph.eliminate_dead_code(is_impure_node=lambda node: node not in editor.replaced)
+    return replace(captured, constants={**captured.constants, **editor.constants})
+
+
+class _Editor:
+    def __init__(self, captured: Captured, facts: Facts) -> None:
+        self._captured = captured
+        self._facts = facts
+        self.changed = False
+        self.replaced: set[fx.Node] = set()
+        self.constants: dict[str, Tensor] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        """Rewrite what ends at `node`."""
+        if self._is_norm(node):
+            self._distribute(node)
+        elif self._is_sum(node) and not (len(node.users) == 1 and self._is_sum(next(iter(node.users)))):
+            self._regroup(node)
+
+    # -- sums --------------------------------------------------------------------------------------------------------
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        """Whether it adds or subtracts two values that depend on the input."""
+        if node.target not in (*ADDITIONS, *SUBTRACTIONS) or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
+            return False
+        values = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
+        return len(values) == 2 and isinstance(node.kwargs.get("alpha", 1), int | float)
+
+    def _is_value(self, node: fx.Node) -> bool:
+        known = node in self._facts.shapes and node not in self._facts.sizes
+        return known and node not in self._facts.constants and node.op != "get_attr"
+
+    def _terms(self, node: fx.Node, factor: float = 1.0) -> list[Term]:
+        """The terms of a sum, down to what is no sum or has other readers."""
+        terms: list[Term] = []
+        stack = [Term(node, factor)]
+        while stack:
+            term = stack.pop()
+            if self._is_sum(term.value) and (term.value is node or len(term.value.users) == 1):
+                sign = -1.0 if term.value.target in SUBTRACTIONS else 1.0
+                left, right = term.value.args
+                assert isinstance(left, fx.Node)
+                assert isinstance(right, fx.Node)
+                stack += [Term(right, term.factor * sign * float(term.value.kwargs.get("alpha", 1))), Term(left, term.factor)]  # type: ignore[arg-type]
+            elif self._scaled(term.value) is not None and len(term.value.users) == 1:
+                inner, scale = self._scaled(term.value) or (term.value, 1.0)
+                stack.append(Term(inner, term.factor * scale))
+            else:
+                terms.append(term)
+        return terms
+
+    def _scaled(self, node: fx.Node) -> tuple[fx.Node, float] | None:
+        """(sum, number) if `node` is a number times a sum."""
+        if node.target not in MULTIPLICATIONS or len(node.args) != 2 or node.kwargs:
+            return None
+        pairs = [(a, b) for a, b in (node.args, node.args[::-1]) if isinstance(a, fx.Node) and type(b) in (int, float)]
+        return next(((a, float(b)) for a, b in pairs if self._is_sum(a) and len(a.users) == 1), None)  # type: ignore[arg-type]
+
+    def _regroup(self, root: fx.Node) -> None:
+        terms = self._terms(root)
+        if not 2 < len(terms) <= MOST_TERMS:
+            return
+        groups = self._groups(terms)
+        large = [{term.value for term in group} for group in groups if len(group) > 1]
+        if not large or len(groups) == 1 or all(self._stands(root, group) for group in large):
+            return
+        with root.graph.inserting_before(root):
+            sums = [self._summed(group, root) for group in sorted(groups, key=len, reverse=True)]
+            self._replace(root, self._summed(sums, root).value)
+
+    def _stands(self, root: fx.Node, group: set[fx.Node]) -> bool:
+        """Whether some part of the sum adds just the terms of `group` already."""
+        inner = [node for node in _inside(root, self._is_sum) if node is not root]
+        return any({term.value for term in self._terms(node)} == group for node in inner)
+
+    def _groups(self, terms: Sequence[Term]) -> list[list[Term]]:
+        """Terms of one source whose maps can be added, as many together as possible; the others alone."""
+        left, groups = list(terms), list[list[Term]]()
+        while left:
+            sources = dict.fromkeys(source for term in left for source in self._sources(term.value))
+            best = max((self._members(source, left) for source in sources), key=len, default=[])
+            if len(best) < 2:
+                break
+            groups.append(best)
+            left = [term for term in left if term not in best]
+        return [*groups, *([term] for term in left)]
+
+    def _sources(self, value: fx.Node) -> Iterable[fx.Node]:
+        return (value, *(fact.source for fact in self._facts.maps.get(value, ())))
+
+    def _members(self, source: fx.Node, terms: Sequence[Term]) -> list[Term]:
+        """The terms that are maps of `source` which can be added to the first one that is not `source` itself."""
+        known = [(term, fact) for term in terms if (fact := self._fact(term.value, source)) is not None]
+        windows = [pair for pair in known if isinstance(pair[1].map, Affine)]
+        if not windows:
+            return []
+        first = max(windows, key=lambda pair: pair[1].map.weights if isinstance(pair[1].map, Affine) else 0)[1]
+        return [term for term, fact in known if fact is first or _addable(first, fact)]
+
+    def _fact(self, value: fx.Node, source: fx.Node) -> Fact | None:
+        if value is source:
+            return Fact(source, Uniform())
+        return next((fact for fact in self._facts.maps.get(value, ()) if fact.source is source), None)
+
+    def _summed(self, terms: Sequence[Term], root: fx.Node) -> Term:
+        """The terms added in turn, in front of `root`."""
+        first, *rest = sorted(terms, key=lambda term: term.factor != 1.0)
+        total = self._times(first, root)
+        for term in rest:
+            function = operator.sub if term.factor == -1.0 else operator.add
+            value = term.value if abs(term.factor) == 1.0 else self._times(term, root)
+            total = self._new(function, (total, value), root)
+        return Term(total)
+
+    def _times(self, term: Term, root: fx.Node) -> fx.Node:
+        return term.value if term.factor == 1.0 else self._new(operator.mul, (term.value, term.factor), root)
+
+    # -- norms behind sums and concatenations ------------------------------------------------------------------------
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        """A batch norm in eval mode, or a product with a constant, behind a sum or a concatenation that only it reads."""
+        operand = next((arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)), None)
+        if operand is None or len(operand.users) != 1 or node.kwargs or node.target is operator.getitem:
+            return False
+        joins = self._is_sum(operand) or self._is_cat(operand)
+        numbers = self._gain_and_shift(node)
+        known = isinstance(numbers, _Numbers) or (numbers is not None and self._is_sum(operand))
+        return joins and known and self._near(node, operand) is not None
+
+    def _near(self, node: fx.Node, operand: fx.Node) -> Affine | None:
+        """What `node` is of its operand, if that is a number for each channel."""
+        facts = self._facts.maps.get(node, ())
+        x = next((fact.map for fact in facts if fact.source is operand and not fact.path), None)
+        return x if isinstance(x, Affine) and x.is_diagonal else None
+
+    def _is_cat(self, node: fx.Node) -> bool:
+        plain = node.target in CONCATENATIONS and len(node.args) in (1, 2) and not node.kwargs
+        return plain and isinstance(node.args[0], list | tuple) and all(isinstance(a, fx.Node) for a in node.args[0])
+
+    def _gain_and_shift(self, node: fx.Node) -> _Numbers | fx.Node | None:
+        """The numbers of a batch norm, or the constant that a product has as a factor."""
+        if node.op == "call_module" and issubclass(self._captured.torch_class(node), nn.modules.batchnorm._BatchNorm):
+            return _Numbers(self._captured.module(node), str(node.target))
+        constants = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self._facts.constants]
+        return constants[0] if node.target in MULTIPLICATIONS and len(node.args) == 2 and constants else None
+
+    def _distribute(self, node: fx.Node) -> None:
+        (operand,) = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
+        if self._is_sum(operand):
+            terms = self._terms(operand)
+        else:
+            terms = [Term(value) for value in operand.args[0]]  # type: ignore[union-attr]
+        alone = [term for term in terms if not self._absorbs(term.value)]
+        shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
+        if shared or len(alone) > 1 or len(alone) == len(terms):
+            return
+        near, numbers = self._near(node, operand), self._gain_and_shift(node)
+        assert near is not None
+        assert numbers is not None
+        with node.graph.inserting_before(node):
+            if self._is_sum(operand):
+                self._replace(node, self._over_sum(node, terms, near, numbers))
+            elif isinstance(numbers, _Numbers):
+                self._over_cat(node, operand, near, numbers)
+
+    def _absorbs(self, value: fx.Node) -> bool:
+        """Whether `value` is a convolution or the like that only one reads."""
+        facts = self._facts.maps.get(value, ())
+        return len(value.users) == 1 and any(isinstance(f.map, Affine) and not f.map.is_diagonal for f in facts[:1])
+
+    def _over_sum(self, node: fx.Node, terms: Sequence[Term], near: Affine, numbers: _Numbers | fx.Node) -> fx.Node:
+        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value))
+        gain, shift = self._constants(node, numbers, len(near.axes))
+        scaled = [Term(self._new(operator.mul, (self._times(term, node), gain), node)) for term in terms]
+        if shift is not None:
+            scaled[first] = Term(self._new(operator.add, (scaled[first].value, shift), node))
+        return self._summed(scaled, node).value
+
+    def _over_cat(self, node: fx.Node, operand: fx.Node, near: Affine, numbers: _Numbers) -> None:
+        widths = [self._width(value, len(near.axes)) for value in operand.args[0]]  # type: ignore[union-attr]
+        if None in widths or sum(width or 0 for width in widths) != near.c_out:
+            return
+        gain, shift = self._constants(node, numbers, len(near.axes))
+        assert shift is not None
+        parts: list[fx.Node] = []
+        start = 0
+        for value, width in zip(operand.args[0], widths, strict=True):  # type: ignore[arg-type]
+            own = [self._new(operator.getitem, (c, slice(start, start + (width or 0))), node) for c in (gain, shift)]
+            product = self._new(operator.mul, (value, own[0]), node)
+            parts.append(self._new(operator.add, (product, own[1]), node))
+            start += width or 0
+        self._replace(node, self._new(operand.target, (parts, *operand.args[1:]), node))
+
+    def _width(self, value: fx.Node, n_axes: int) -> int | None:
+        shape = self._facts.shapes.get(value)
+        return None if shape is None or len(shape) <= n_axes else shape[-1 - n_axes].known
+
+    def _constants(self, node: fx.Node, numbers: _Numbers | fx.Node, n_axes: int) -> tuple[fx.Node, fx.Node | None]:
+        """(gain, shift) as nodes: gamma / sqrt(var + eps), beta - mean gamma / sqrt(var + eps), or the factor alone."""
+        if isinstance(numbers, fx.Node):
+            return numbers, None
+        arguments: list[Any] = []
+        for name, tensor in numbers.tensors.items():
+            if tensor is None:
+                arguments.append(None)
+                continue
+            path = f"{numbers.path}.{name}"
+            self.constants[path] = tensor
+            arguments.append(node.graph.create_node("get_attr", path))
+            arguments[-1].meta["path"] = numbers.path
+        arguments += [numbers.eps, n_axes]
+        return self._new(gain_of, tuple(arguments), node), self._new(shift_of, tuple(arguments), node)
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def _new(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        op = "call_method" if isinstance(target, str) else "call_function"
+        node = like.graph.create_node(op, target, args)
+        node.meta["path"] = like.meta.get("path", "")
+        return node
+
+    def _replace(self, node: fx.Node, new: fx.Node) -> None:
+        node.replace_all_uses_with(new)
+        self.replaced.update(_inside(node, lambda _: True, depth=MOST_TERMS))
+        self.changed = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The tensors of a batch norm."""
+
+    norm: Any
+    path: str
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor | None]:
+        n = self.norm
+        return {"running_mean": n.running_mean, "running_var": n.running_var, "weight": n.weight, "bias": n.bias}
+
+    @property
+    def eps(self) -> float:
+        return self.norm.eps
+
+
+def gain_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, n_axes: int) -> Tensor:
+    """gamma / sqrt(var + eps), laid out for `n_axes` axes behind the channels (Ioffe & Szegedy 2015, alg. 2)."""
+    root = torch.rsqrt(var + eps)
+    return (root if weight is None else root * weight).reshape(-1, *[1] * n_axes)
+
+
+def shift_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, n_axes: int) -> Tensor:
+    """beta - mean gamma / sqrt(var + eps)"""
+    centre = -mean.reshape(-1, *[1] * n_axes) * gain_of(mean, var, weight, bias, eps, n_axes)
+    return centre if bias is None else centre + bias.reshape(-1, *[1] * n_axes)
+
+
+def _addable(left: Fact, right: Fact) -> bool:
+    try:
+        _, maps = aligned([left, right])
+        return isinstance(_plus(maps[0], maps[1]), Affine)
+    except Inexact:
+        return False
+
+
+def _plus(left: Map, right: Map) -> Map:
+    return left + right
+
+
+def _inside(root: fx.Node, wanted: Any, depth: int = MOST_TERMS) -> list[fx.Node]:
+    """`root` and what it is computed from, through nodes that are `wanted`."""
+    found, stack = list[fx.Node](), [root]
+    while stack and len(found) < depth:
+        node = stack.pop()
+        if wanted(node) and node not in found:
+            found.append(node)
+            stack.extend(node.all_input_nodes)
+    return found
+
