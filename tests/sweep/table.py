@@ -1,6 +1,7 @@
 """Writes docs/compatibility.md from the results that lie in build/sweep: `python -m tests.sweep.table`."""
 
 import importlib.metadata
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,10 +53,11 @@ def _sentence(results: dict[Entry, Result]) -> str:
     run = [result for result in results.values() if not result.skipped]
     fine = sum(not result.problems for result in run)
     versions = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES if _version(name))
-    return (
-        f"{len(run)} of the {len(catalogue())} models in the catalogue were run, with {versions}: {fine}\n"
-        f"without a problem, {len(run) - fine} with one. {len(results) - len(run)} do not run themselves."
+    text = (
+        f"{len(run)} of the {len(catalogue())} models in the catalogue were run, with {versions}: {fine} without a "
+        f"problem, {len(run) - fine} with one. {len(results) - len(run)} do not run themselves."
     )
+    return textwrap.fill(text, 116)
 
 
 def _version(name: str) -> str:
