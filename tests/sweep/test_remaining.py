@@ -24,6 +24,15 @@ def test_norms_that_stay() -> None:
     assert "4.0" not in norms_without_reason(compiled.module, compiled.report)
 
 
+def test_a_copy_that_stands_by_does_not_count() -> None:
+    class Optional(nn.Sequential):
+        def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(input) if mask is None else super().forward(input * mask)
+
+    compiled = compile_model(Optional(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    assert norms_left(compiled.module) == set()
+
+
 def test_norms_that_are_gone() -> None:
     compiled = compile_model(nn.Sequential(nn.Conv2d(3, 4, 3), Functional(4)).eval())
     assert norms_left(compiled.module) == set()
