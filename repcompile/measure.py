@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 MOVES = frozenset(
     "alias clone contiguous copy_ detach empty empty_like empty_strided expand lift_fresh new_empty new_empty_strided "
@@ -35,12 +35,18 @@ class Measure:
 
 def measure(model: nn.Module, inputs: Sequence[Any]) -> Measure:
     """Run `model` once on `inputs` and count."""
-    operators, flops = _Operators(), FlopCounterMode(display=False)
-    with torch.no_grad(), flops, operators:
+    operators = _Operators()
+    with torch.no_grad(), operators:
         model(*inputs)
     norms = sum("batch_norm" in name for name in operators.names)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Measure(len(operators.names), norms, flops.get_total_flops() // 2, parameters)
+    return Measure(len(operators.names), norms, operators.macs, parameters)
+
+
+def macs_of(operator: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Multiply-accumulates of one call of an ATen operator: of convolutions, matrix products and attention."""
+    flops = flop_registry.get(operator.overloadpacket)
+    return 0 if flops is None else flops(*args, **kwargs, out_val=result) // 2
 
 
 def latencies(models: Sequence[nn.Module], inputs: Sequence[Any], rounds: int = 15) -> list[float]:
@@ -57,14 +63,18 @@ def latencies(models: Sequence[nn.Module], inputs: Sequence[Any], rounds: int = 
 
 
 class _Operators(TorchDispatchMode):
-    """Names of the ATen operators that compute, in the order in which they run."""
+    """Names of the ATen operators that compute, in the order in which they run, and their multiply-accumulates."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.macs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not func.is_view and name not in MOVES:
             self.names.append(name)
-        return func(*args, **(kwargs or {}))
+        self.macs += macs_of(func, args, kwargs, result)
+        return result

@@ -51,6 +51,24 @@ def test_depthwise_multiply_accumulates() -> None:
     assert measure(conv, [torch.zeros(2, 6, 9, 9)]).macs == 2 * 16 * 6 * 9
 
 
+def test_a_view_of_a_parameter_handed_to_a_module() -> None:
+    """torch's own FlopCounterMode asks such a view for its gradient, which it has none of under `no_grad`."""
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, token: Tensor) -> Tensor:
+            return x + token
+
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.sum = nn.Parameter(torch.zeros(1, 3)), Sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sum(x, self.token.expand(x.shape[0], -1))
+
+    assert measure(Token().eval(), [torch.zeros(2, 3)]) == Measure(1, 0, 0, 3)
+
+
 def test_measuring_leaves_no_gradient_and_no_mode_behind() -> None:
     model = Tiny().eval()
     measure(model, [torch.zeros(1, 3, 5, 7)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repcompile import compile_model, explain, fuse
+from repcompile.testing import randomize
 from tests.test_hostile import (
     Net,
     Undecided,
@@ -80,6 +81,17 @@ def test_names_are_those_of_the_places() -> None:
     )
     fused = check(model, *images(), operators=3)
     assert sorted(fused.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+def test_a_module_that_a_region_crosses_keeps_its_place() -> None:
+    """The shortcut of ResNet-D: the pool in front of the new operator is a module inside the place of all three."""
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    shortcut = nn.Sequential(pool, nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8))
+    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), shortcut, nn.ReLU())).eval().double()
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    fused = fuse(model)
+    assert {"2.0", "2.1"} <= dict(fused.named_modules()).keys()
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_one_module_at_two_sites_is_folded_at_each() -> None:

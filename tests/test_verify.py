@@ -135,6 +135,25 @@ def test_a_fused_model_passes_and_neither_is_changed() -> None:
     )
 
 
+def test_a_model_that_runs_in_its_own_dtype_alone() -> None:
+    """Its forward makes tensors of float32, so that a copy in float64 does not run: torchvision's RAFT does this."""
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) @ torch.eye(4, dtype=torch.float32)
+
+    model = randomize(Single()).eval()
+    x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    exact, native = verify(model, fuse(model, (x,)), (x,))
+    assert exact == native
+    assert native.passed
+    assert 0 < native.relative < 1e-5
+
+
 def test_a_wrong_model_fails_where_it_is_wrong() -> None:
     model = block()
     fused = fuse(model)

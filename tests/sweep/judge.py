@@ -1,0 +1,62 @@
+"""What is wrong with a result."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from tests.sweep.result import Counts, Result
+
+EXACT = 1e-10  # largest relative error of a model with float64 weights
+ROUNDED = 1e-6  # and of one whose folded weights were rounded to float32
+# Or, where more, this many times what one rounding of every weight does to the model itself: a fold rounds weights once
+# in float32; in float64 every operator rounds its result too.
+ROUNDINGS, ROUNDINGS_OF_OPERATORS = 4, 64
+FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+
+
+def usual(rounded: float, exact: float | None) -> bool:
+    """Whether the errors pass whatever the model itself makes of rounding."""
+    return rounded <= ROUNDED and (exact is None or exact <= EXACT)
+
+
+def problems_of(result: Result, complaint: str = "") -> Result:
+    """The result with its problems.  complaint: of `fuse(model, inputs)`, where it raised."""
+    return replace(result, problems=tuple(_problems(result, complaint)))
+
+
+def _problems(result: Result, complaint: str) -> Iterator[str]:
+    if result.touched:
+        yield f"the user's model was touched: {', '.join(result.touched[:3])}"
+    if complaint:
+        yield f"with inputs, {complaint}"
+    explained = result.explained or 0.0
+    if result.rounded is not None and not result.rounded <= _most_rounded(result):
+        yield f"float32 model: relative error {result.rounded:.1e}, rounding explains {explained:.1e}"
+    if result.exact is not None and not result.exact <= _most_exact(result):
+        yield f"float64 model: relative error {result.exact:.1e}"
+    yield from _worse("fuse(model)", result.before, result.plain)
+    yield from _worse("fuse(model, inputs)", result.before, result.informed)
+    if result.before and result.plain and result.before.norms == result.plain.norms > 0:
+        yield f"none of the {result.before.norms} batch norms was folded"
+    if result.silent:
+        yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
+
+
+def _most_rounded(result: Result) -> float:
+    roundings = ROUNDINGS if result.float64 else ROUNDINGS_OF_OPERATORS
+    return max(ROUNDED, roundings * (result.explained or 0.0))
+
+
+def _most_exact(result: Result) -> float:
+    finer = FINER if result.float64 else 1.0
+    return max(EXACT, ROUNDINGS_OF_OPERATORS * finer * (result.explained or 0.0))
+
+
+def _worse(what: str, before: Counts | None, after: Counts | None) -> Iterator[str]:
+    if before is None or after is None:
+        return
+    if after.operators > before.operators:
+        yield f"{what}: {before.operators} operators became {after.operators}"
+    if after.price > before.price:
+        yield f"{what}: the estimated cost rose by {after.price / before.price - 1:.2%}"

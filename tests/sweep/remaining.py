@@ -1,0 +1,48 @@
+"""Batch norms that a fused model still has, by their path in the user's model, and whether the report says why."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repcompile import Report
+from repcompile.defaults import Specialized
+
+
+def norms_without_reason(fused: nn.Module, report: Report) -> tuple[str, ...]:
+    """Paths of batch norms that no line of the report speaks of."""
+    spoken = {item.path for item in report.left}
+    return tuple(sorted(path for path in norms_left(fused) if spoken.isdisjoint(_prefixes(path))))
+
+
+def norms_left(fused: nn.Module) -> set[str]:
+    """Paths of the batch norms, modules or functions, that `fused` runs."""
+    running = dict(_running(fused))
+    modules = {path for path, module in running.items() if isinstance(module, _BatchNorm)}
+    return modules | {
+        f"{path}.{place}".lstrip(".")
+        for path, module in running.items()
+        if isinstance(module, fx.GraphModule)
+        for place in _functional(module.graph)
+    }
+
+
+def _running(fused: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module but for the copies of the model that stand by for other arguments."""
+    modules = list(fused.named_modules())
+    spare = {f"{path}.otherwise".lstrip(".") for path, module in modules if isinstance(module, Specialized)}
+    for path, module in modules:
+        if spare.isdisjoint(_prefixes(path)):
+            yield path, module
+
+
+def _functional(graph: fx.Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if node.op == "call_function" and "batch_norm" in str(node.target):
+            yield str(node.meta.get("path") or node.name)
+
+
+def _prefixes(path: str) -> Iterable[str]:
+    """The path itself and everything around it."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) + 1)]
