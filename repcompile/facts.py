@@ -39,7 +39,18 @@ KEEP_CHANNELS = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
 )
-KEEP_CHANNELS_FUNCTIONS = (put, "clone", "contiguous", F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, torch.tanh)
+KEEP_CHANNELS_FUNCTIONS = (
+    put,
+    "clone",
+    "contiguous",
+    F.relu,
+    F.gelu,
+    F.silu,
+    F.sigmoid,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+)
 STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
 ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
@@ -178,7 +189,9 @@ class _Interpreter:
         if sizes is None and isinstance(args[1], int) and sorted(parts) == list(range(args[1])):
             sizes = [0 if each is None else each[axis].known for each in parts.values()]
         if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
-            self._shapes[operand] = tuple(Size(sum(sizes)) if i == axis % len(shape) else s for i, s in enumerate(shape))
+            self._shapes[operand] = tuple(
+                Size(sum(sizes)) if i == axis % len(shape) else s for i, s in enumerate(shape)
+            )
 
     def _learn_channels(self, value: fx.Node, fact: Fact) -> None:
         """An operator that takes no other number of channels tells how many its operand has."""

@@ -167,7 +167,7 @@ class _Editor:
     # -- norms behind sums and concatenations ------------------------------------------------------------------------
 
     def _is_norm(self, node: fx.Node) -> bool:
-        """A batch norm in eval mode, or a product with a constant, behind a sum or a concatenation that only it reads."""
+        """A batch norm in eval mode, or a gain, behind a sum or a concatenation that only it reads."""
         operand = next((arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)), None)
         if operand is None or len(operand.users) != 1 or node.kwargs or node.target is operator.getitem:
             return False
@@ -195,13 +195,13 @@ class _Editor:
 
     def _distribute(self, node: fx.Node) -> None:
         (operand,) = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
-        if self._is_sum(operand):
-            terms = self._terms(operand)
-        else:
-            terms = [Term(value) for value in operand.args[0]]  # type: ignore[union-attr]
+        values: Any = operand.args[0]
+        terms = self._terms(operand) if self._is_sum(operand) else [Term(value) for value in values]
         alone = [term for term in terms if not self._absorbs(term.value)]
         shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
-        ahead = len(node.users) == 1 and any(f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ()))
+        ahead = len(node.users) == 1 and any(
+            f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ())
+        )
         if shared or len(alone) > 1 or len(alone) == len(terms) or (alone and ahead):
             return
         near, numbers = self._near(node, operand), self._gain_and_shift(node)

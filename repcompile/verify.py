@@ -90,8 +90,8 @@ def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
 def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
     """Compare a model with its fused form: (in float64, in the model's own dtype).
 
-    In float64 both run with float64 copies of their weights; what remains is the rounding of the folded weights. A model
-    that runs in no other dtype than its own, because its forward makes tensors of that dtype, is compared in that alone.
+    In float64 both run with float64 copies of their weights; what remains is the rounding of the folded weights. A
+    model that runs in its own dtype only, because its forward makes tensors of that dtype, is compared in that alone.
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
     tolerance = _tolerance(model)
@@ -162,7 +162,7 @@ def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
 
 
 def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
-    """Channels that an operator inside the region expects, and sizes that a change of layout there needs to come out."""
+    """Channels that an operator inside the region expects, and sizes that a change of layout there needs."""
     fixed = _channels_read(region, facts) | _sizes_added(region, facts)
     steps = [facts.steps[node] for node in region.nodes if node in facts.steps]
     for step in steps:
@@ -209,9 +209,9 @@ def _solve(fixed: dict[str, int], number: int, names: list[str], other: int, oth
             number, other = (number * fixed[name], other) if name in names else (number, other * fixed[name])
     free, frees = [n for n in names if n not in fixed], [n for n in others if n not in fixed]
     if free and not frees and other % number == 0:
-        fixed.update({name: 1 for name in free[:-1]}, **{free[-1]: other // number})
+        fixed.update(dict.fromkeys(free[:-1], 1), **{free[-1]: other // number})
     elif frees and not free and number % other == 0:
-        fixed.update({name: 1 for name in frees[:-1]}, **{frees[-1]: number // other})
+        fixed.update(dict.fromkeys(frees[:-1], 1), **{frees[-1]: number // other})
 
 
 def _wanted(x: Affine) -> list[int]:

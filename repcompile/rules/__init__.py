@@ -16,6 +16,6 @@ from repcompile.rules.shape import SHAPE
 DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + EMITTED + LAYOUT + SHAPE
 
 __all__ = [
-    "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT", "SHAPE",
-    "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
+    "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT",
+    "SHAPE", "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
 ]  # fmt: skip

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-import operator
 
 import torch
 from torch import nn
@@ -72,7 +71,7 @@ def index_select(x: Map, dim: int, index: Any, shape: Shape | None = None) -> Ma
 def cat(tensors: Sequence[Map], dim: int = 0, shape: Shape | None = None) -> Map:
     """Maps of one input, one behind the other along the channels."""
     n_axes = next((len(x.axes) for x in tensors if isinstance(x, Affine)), None)
-    if shape is None or n_axes is None and len(shape) < 2:
+    if shape is None or (n_axes is None and len(shape) < 2):
         raise Inexact("the rank of the operands decides which axis they are joined along; example_inputs may tell")
     axis = _axis(dim, shape)
     n_axes = len(shape) - 1 - axis if n_axes is None else n_axes

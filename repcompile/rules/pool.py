@@ -73,7 +73,7 @@ def _tuple(value: Sizes, n_axes: int) -> tuple[int, ...]:
     return entries * n_axes if len(entries) == 1 else entries
 
 
-# -- means that are no convolution, but of weights that sum to one: a pointwise map may cross them ----------------------
+# -- means that are no convolution, but of weights that sum to one: a pointwise map may cross them --------------------
 
 
 @layout_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)

@@ -64,7 +64,7 @@ def _interpolated(m: Any, x: Tensor) -> Tensor:
 
 
 def _reordered(m: Any, x: Tensor) -> Tensor:
-    """Blue, green, red to red, green, blue, and the usual mean and deviation, of what is known to have three channels."""
+    """Blue, green, red to red, green, blue, and the usual mean and deviation, of three channels for sure."""
     return m.stem((torch.tanh(m.norm(x))[:, [2, 1, 0]] - m.mean) / m.deviation)
 
 
