@@ -63,7 +63,7 @@ class Macs:
 
 
 def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cost, ...]:
-    """The kernels that compute `x`: one, and one each for padding that differs from side to side and for a border map.
+    """The kernels that compute `x`: one, and one each for padding that differs from side to side, a crop, and a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     """
@@ -73,11 +73,18 @@ def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cos
         return (cost_of_elementwise(1, x.c_out, after),)
     moved = x.c_in * before + x.c_out * after + x.weights
     kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
-    if any(axis.up == 1 and (axis.lo != axis.hi or axis.lo < 0) for axis in x.axes):
-        kernels.append(cost_of_elementwise(1, x.c_in, before))
+    plain = [axis for axis in x.axes if axis.up == 1]
+    alike = all(axis.lo == axis.hi >= 0 for axis in plain)
+    for beside in (any(axis.pads for axis in plain) and not alike, any(min(axis.lo, axis.hi) < 0 for axis in plain)):
+        kernels += [cost_of_elementwise(1, x.c_in, before)] if beside else []
     if x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after))
     return tuple(kernels)
+
+
+def cost_of_resampling(channels: int, before: float, after: float) -> Cost:
+    """A mean, or an interpolation: every position read once, the new ones written."""
+    return Cost(channels * max(before, after), ELEMENT * channels * (before + after), 1)
 
 
 def cost_of_elementwise(operands: int, channels: int, positions: float) -> Cost:

@@ -18,7 +18,7 @@ from torch import fx
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
-from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map
+from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map, cost_of_resampling, total
 from repcompile.facts import Facts
 from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
@@ -89,8 +89,16 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     before = tuple(chain(*kernels))
     priced: dict[tuple[Cost, ...], Fact] = {}
     for place in places(fact):
-        priced.setdefault(pricing.of_region(place, fact, sink), place)
+        after = pricing.of_region(place, fact, sink)
+        if not fact.path or _clearly_different(before, after):
+            priced.setdefault(after, place)
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
+
+
+def _clearly_different(before: Sequence[Cost], after: Sequence[Cost]) -> bool:
+    """Whether a price can tell: more arithmetic in as many kernels, against fewer bytes, is too close to call."""
+    old, new = total(before), total(after)
+    return new.launches < old.launches or new.macs <= old.macs
 
 
 def _came_back(fact: Fact, sink: fx.Node) -> bool:
@@ -197,7 +205,7 @@ class _Pricing:
         if not step.layout.name:
             return ()
         positions = start * _scale(fact.path[:index]) * (_ratio(fact.map) if index >= fact.at else 1.0)
-        return (cost_of_elementwise(1, channels, positions * max(step.layout.scale, 1.0)),)
+        return (cost_of_resampling(channels, positions, positions * step.layout.scale),)
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
@@ -211,6 +219,8 @@ class _Pricing:
             return (self._elementwise(node, 1, whole),)
         if step.path and isinstance(step.map, Uniform):
             return self._of_moving(node, operands[0], step.path[-1], whole)
+        if self.facts.rules[node].name.endswith(("pad", "pad_module", "surround", "getitem")):
+            return (self._elementwise(node, 1, whole),)
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):
             before = self._measured_positions(operands[0], step.map.c_in) or before
@@ -221,8 +231,11 @@ class _Pricing:
         """What makes positions anew reads its image once; what only moves them is a view."""
         if not step.layout.name:
             return ()
-        positions = self._positions(operand, whole) * max(step.layout.scale, 1.0)
-        return (cost_of_elementwise(1, self._channels(operand), positions),)
+        before = self._measured_positions(operand, 1)
+        if before is not None:
+            return (cost_of_resampling(1, before, prod(self.known.get(node, ())) or before * step.layout.scale),)
+        before = self._positions(operand, whole)
+        return (cost_of_resampling(self._channels(operand), before, before * step.layout.scale),)
 
     def _elementwise(self, node: fx.Node, operands: int, whole: Fact) -> Cost:
         measured = self._measured_positions(node, 1)
