@@ -44,15 +44,16 @@ class Arguments:
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
         """What the inputs are in a call, None if it is a call of another kind."""
-        if len(args) > len(self.positions) or not kwargs.keys() <= {*self.inputs, *self.fixed}:
+        known = {*self.inputs, *self.fixed}
+        twice = any(name in kwargs for name in self.positions[: len(args)])
+        if twice or len(args) > len(self.positions) or not all(name in known for name in kwargs):
             return None
         given = {**self.fixed, **dict(zip(self.positions, args, strict=False)), **kwargs}
-        twice = not kwargs.keys().isdisjoint(self.positions[: len(args)])
-        if twice or not all(_same(given[name], value) for name, value in self.fixed.items()):
+        if not all(name in given for name in self.inputs):
             return None
-        if not given.keys() >= {*self.inputs} or not all(_holds_tensor(given[name]) for name in self.optional):
-            return None
-        return [given[name] for name in self.inputs]
+        same = all(_same(given[name], value) for name, value in self.fixed.items())
+        alike = same and all(_holds_tensor(given[name]) for name in self.optional)
+        return [given[name] for name in self.inputs] if alike else None
 
 
 def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any] | None = None) -> Arguments:

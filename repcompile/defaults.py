@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -19,8 +19,9 @@ class Specialized(fx.GraphModule):
     otherwise: a copy of the model that was fused.
     """
 
-    arguments: Arguments
-    otherwise: nn.Module
+    if TYPE_CHECKING:  # torch.jit.script reads what else is annotated here
+        arguments: Arguments
+        otherwise: nn.Module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values = self.arguments.values(args, kwargs)

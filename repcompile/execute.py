@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
@@ -68,8 +69,8 @@ def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 def _plain(value: Any) -> Any:
     """torch.fx's immutable containers as the forward wrote them."""
-    if isinstance(value, dict):
+    if type(value) in (dict, immutable_dict):
         return {name: _plain(item) for name, item in value.items()}
-    if type(value) is tuple or isinstance(value, list):
-        return (tuple if isinstance(value, tuple) else list)(_plain(item) for item in value)
+    if type(value) in (tuple, list, immutable_list):
+        return (tuple if type(value) is tuple else list)(_plain(item) for item in value)
     return value

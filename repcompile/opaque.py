@@ -48,12 +48,11 @@ def _looked_at(cls: type[nn.Module]) -> set[str] | None:
 
 def _uses(tree: ast.AST) -> set[str] | None:
     """Names after `self.` that are read without being called, None if `self` itself is passed around."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if any(not function.args.args or function.args.args[0].arg != "self" for function in functions):
+    if any(not function.args.args or function.args.args[0].arg != "self" for function in _methods(tree)):
         return None
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in (node for method in _methods(tree) for node in ast.walk(method)):
         if not (isinstance(node, ast.Name) and node.id == "self"):
             continue
         attribute = parents[node]
@@ -67,3 +66,15 @@ def _uses(tree: ast.AST) -> set[str] | None:
         if not (isinstance(call, ast.Call) and call.func is attribute):
             names.add(attribute.attr)
     return names
+
+
+def _methods(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What runs with a `self` once the module is built."""
+    classes = [node for node in ast.iter_child_nodes(tree) if isinstance(node, ast.ClassDef)]
+    functions = [f for cls in classes for f in cls.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [f for f in functions if f.name != "__init__" and not _without_self(f)]
+
+
+def _without_self(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    decorators = {node.id for node in function.decorator_list if isinstance(node, ast.Name)}
+    return not decorators.isdisjoint(("staticmethod", "classmethod"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -17,15 +18,16 @@ def require_plain(result: Any) -> None:
         return
     if is_dataclass(result) and not isinstance(result, type):
         _require_rebuilt(result)
-    elif isinstance(result, dict | list | tuple) and type(result) not in (dict, list, tuple) and not _named(result):
+    elif isinstance(result, dict | list | tuple) and not _plain(result):
         raise TraceError(f"returns a {type(result).__name__}")
     for item in _items(result):
         require_plain(item)
 
 
-def _named(result: Any) -> bool:
-    """Whether it is a named tuple."""
-    return isinstance(result, tuple) and hasattr(result, "_fields")
+def _plain(result: Any) -> bool:
+    """Whether it is of a class that graphs know, or a named tuple."""
+    named = isinstance(result, tuple) and hasattr(result, "_fields")
+    return named or type(result) in (dict, list, tuple, OrderedDict)
 
 
 def _items(result: Any) -> Iterator[Any]:

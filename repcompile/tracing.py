@@ -9,6 +9,7 @@ of its parameters and buffers. A module whose `forward` cannot run on proxies be
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -196,6 +197,8 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, torch.ScriptObject):
             raise self.refusal("has weights that are packed, and no tensors")
+        if type(a) is OrderedDict:  # which torch.fx would make a dict
+            return self.create_node("call_function", OrderedDict, (self.create_arg(list(a.items())),), {})
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

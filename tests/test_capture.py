@@ -317,6 +317,31 @@ def test_a_child_of_a_module_that_stays_python(parent: type[Branching], nested: 
     check(nn.Sequential(model, nn.ReLU()).eval() if nested else model, *images())
 
 
+class Announced(Branching):
+    """As torchvision's detectors: looked at while it is built, and never again."""
+
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__(child)
+        assert len(list(_listed(self))) > 0
+
+    @staticmethod
+    def positive(x: Tensor) -> bool:
+        return float(x.detach().abs().sum()) >= 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child(x) if self.positive(x) else x
+
+
+def _listed(module: nn.Module) -> list[nn.Module]:
+    return list(module.modules())
+
+
+def test_what_building_a_module_looks_at_may_be_exchanged_later() -> None:
+    model = made(lambda: Announced(nn.Sequential(conv(), norm())))
+    fused = check(model, *images())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
 def test_a_child_with_optional_arguments_of_a_module_that_stays_python() -> None:
     child = Optional(lambda: None, **parts())
     check(made(lambda: nn.Sequential(CallingWithMore(child), nn.ReLU())), *images())
