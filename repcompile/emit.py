@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from repcompile.affine import Affine
 from repcompile.errors import Inexact
-from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from repcompile.values import Values
 
 CONVOLUTIONS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,6 +43,9 @@ def emit(x: Affine, values: Values) -> nn.Module:
             return _transposed(x, values)
         pad, conv = _convolution(x, values)
         if _has_border(values):
+            value = _value_outside(x, values) if _reads_less(x) else None
+            if value is not None:
+                return _padded_with(x, values, value)
             return BorderConv(conv, values.border, () if isinstance(pad, nn.Identity) else _pads(x))
         return conv if isinstance(pad, nn.Identity) else nn.Sequential(pad, conv)
 
@@ -51,6 +56,39 @@ def _has_border(values: Values) -> bool:
         return False
     constant = 0.0 if values.bias is None else values.bias.abs().max().item()
     return values.border.abs().max().item() > ROUNDINGS * EPS * constant
+
+
+def _reads_less(x: Affine) -> bool:
+    """Whether two passes over the input are cheaper than one over the output, which a border map takes."""
+    ratio = prod(axis.stride for axis in x.axes)
+    return x.mode == "zeros" and min(min(a.lo, a.hi) for a in x.axes) >= 0 and 2 * x.c_in * ratio < x.c_out
+
+
+def _value_outside(x: Affine, values: Values) -> Tensor | None:
+    """The input v, one number for each channel, that the border term makes of no account: kernel v = -border.
+
+    With v around the image in place of zeros, every tap outside contributes what it does inside less its border term,
+    so that the sum of the border's taps is a bias. None if no v does.
+    """
+    assert values.border is not None
+    kernel = values.kernel.unflatten(0, (x.groups, -1)).movedim(2, -1)  # (groups, c_out / groups, *sizes, c_in / groups)
+    wanted = -values.border[:, 0].unflatten(0, (x.groups, -1))
+    matrix, right = kernel.flatten(1, -2), wanted.flatten(1)[..., None]
+    value = torch.linalg.lstsq(matrix, right).solution
+    if not value.isfinite().all():
+        return None
+    scale = (matrix.abs() @ value.abs()).max() + right.abs().max()
+    fits = (matrix @ value - right).abs().max() <= ROUNDINGS * EPS * scale
+    return value.flatten() if fits else None
+
+
+def _padded_with(x: Affine, values: Values, value: Tensor) -> nn.Module:
+    """`value` around the image, and a convolution that does not pad."""
+    assert values.border is not None
+    bias = values.border.flatten(1).sum(1)
+    inside = replace(x, axes=tuple(replace(axis, lo=0, hi=0) for axis in x.axes))
+    _, conv = _convolution(inside, Values(values.kernel, bias if values.bias is None else values.bias + bias))
+    return nn.Sequential(ValuePad(value.reshape(-1, *[1] * len(x.axes)), _pads(x)), conv)
 
 
 def _transposed(x: Affine, values: Values) -> nn.Module:

@@ -48,6 +48,26 @@ class ChannelAffine(nn.Module):
         return f"{self.weight.shape[0]}"
 
 
+class ValuePad(nn.Module):
+    """Padding with another value for each channel.  value: (c, 1, ..), one axis for each of the image's.
+
+    pads: as `F.pad` takes them, >= 0.
+    """
+
+    def __init__(self, value: Tensor, pads: tuple[int, ...]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+        self.pads = pads
+        self.n_axes = value.dim() - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = F.pad(torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1)), self.pads)
+        return torch.where(inside > 0, F.pad(x, self.pads), self.value)
+
+    def extra_repr(self) -> str:
+        return f"pads={self.pads}"
+
+
 class BorderConv(nn.Module):
     """A convolution whose bias met zero padding: y = conv(x) + border * 1~, with the indicator image 1~ of x.
 

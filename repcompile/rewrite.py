@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -32,6 +33,11 @@ from repcompile.plan import Plan
 from repcompile.regions import Region, answered
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
+
+
+WEIGHTED = (
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +210,13 @@ def _needed(
         if constant is None:
             needed.update({asked[node]} if node in asked else _reads(node, rewritten))
         else:
-            settled[node] = constant
+            settled[node] = constant if _is_weight(node) else constant.detach()
     return [node for node in graph.nodes if node in needed]
+
+
+def _is_weight(constant: fx.Node) -> bool:
+    """Whether an operator with weights reads it as one; where a learning tensor is a mask, torch has slower kernels."""
+    return any(user.target in WEIGHTED and user.args[1:2] == (constant,) for user in constant.users)
 
 
 def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:

@@ -15,7 +15,7 @@ from repcompile.axis import Axis
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.fold import apply, fold
-from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from tests.strategies import assert_equal, expressions, images_for, leaves, whole, window
 
 
@@ -54,6 +54,32 @@ def test_the_module_computes_the_map(data: st.DataObject) -> None:
     with torch.no_grad():
         assert_equal(module(image), apply(x, image))
         assert_equal(module(image), apply(x, image))  # what it remembers is right too
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_value_outside_is_cheaper_than_a_border_map_where_the_input_is_small(n: int, groups: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    gain, shift = torch.rand(2, generator=generator).double() + 0.5, torch.randn(2, generator=generator).double()
+    kernel = torch.randn(12, 2 // groups, *[3] * n, dtype=torch.float64, generator=generator)
+    conv = Affine.conv(kernel, torch.ones(12), 1, [(1, 2)] * n, groups=groups)
+    x = conv @ Affine.diagonal(2, n, gain, shift)
+    module = emitted(x)
+    assert isinstance(module, nn.Sequential)
+    assert isinstance(module[0], ValuePad)
+    for size in (4, 7):
+        image = torch.randn(2, 2, *[size] * n, dtype=torch.float64, generator=generator)
+        torch.testing.assert_close(module(image), apply(x, image), rtol=0, atol=1e-12)
+    again = Affine.pad(2, [(1, 2)] * n, value=module[0].value.detach())
+    torch.testing.assert_close(apply(again, image), module[0](image), rtol=0, atol=1e-12)
+
+
+def test_a_border_term_that_no_value_outside_explains_is_a_map() -> None:
+    kernel, border = torch.ones(12, 1, 3).double(), torch.arange(36.0).reshape(12, 1, 3).double()
+    x = Affine.conv(kernel, padding=1, border=border)
+    module, image = emitted(x), torch.ones(1, 1, 5).double()
+    assert isinstance(module, BorderConv)
+    assert_equal(module(image), apply(x, image))
 
 
 @given(data=st.data())

@@ -6,7 +6,7 @@ from typing import Any
 
 from repcompile.affine import Affine, Map
 from repcompile.errors import Inexact
-from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from repcompile.rules.ruleset import RuleSet, affine_rule
 
 
@@ -26,4 +26,11 @@ def border_conv(x: Map, m: BorderConv) -> Map:
     return Affine.conv(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups, border=m.border) @ x
 
 
-EMITTED = RuleSet((channel_affine, border_conv))
+@affine_rule(ValuePad, late=True)
+def value_pad(x: Map, m: ValuePad) -> Map:
+    """x, and one value for each channel around it."""
+    pads = list(zip(m.pads[::2], m.pads[1::2], strict=True))[::-1]
+    return Affine.pad(m.value.shape[0], pads, value=m.value) @ x
+
+
+EMITTED = RuleSet((channel_affine, border_conv, value_pad))
