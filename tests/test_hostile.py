@@ -915,3 +915,16 @@ def test_two_threads_fuse_while_a_third_runs_something_else() -> None:
     done.set()
     third.join()
     assert not problems
+
+
+@pytest.mark.slow
+def test_ten_thousand_operators() -> None:
+    def long(m: Any, x: Tensor) -> Tensor:
+        for _ in range(2500):
+            x = torch.relu(m.norm(m.conv(x))) * 0.5
+        return x
+
+    model, x = made(lambda: Net(long, **parts())), image(1, 4, 3, 3)
+    fused = fuse(model)
+    assert len(run_by(fused)) == 7500
+    assert_same_call(model, fused, (x,))
