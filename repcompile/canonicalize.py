@@ -26,10 +26,11 @@ KEEP_RANK = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
 )
-KEEP_SIZE_MODULES = (
-    *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
 )
+KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 FLOATING_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, F.batch_norm, F.layer_norm, F.group_norm)
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
@@ -113,10 +114,39 @@ def _does_nothing(node: fx.Node, captured: Captured) -> bool:
         module = captured.module(node)
         plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not module.training)
         plain = plain or (isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1)
+        if isinstance(module, nn.PReLU) and cls is nn.PReLU:
+            plain = bool((module.weight == 1).all())
         return plain and len(node.all_input_nodes) == 1
     if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
-    return _neutral(node) and _floating(_operand(node), captured)
+    return (_neutral(node) and _floating(_operand(node), captured)) or _scaled_by_ones(node, captured)
+
+
+def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:
+    """Whether it is a product with a parameter of ones, one for each channel of what is known to have as many."""
+    if node.target not in (operator.mul, torch.mul, "mul") or len(node.args) != 2 or node.kwargs:
+        return False
+    value, gain = node.args
+    if not isinstance(value, fx.Node) or not isinstance(gain, fx.Node) or gain.op != "get_attr":
+        return False
+    tensor, width = captured.constants[str(gain.target)], _width(value, captured)
+    if width is None or not tensor.is_floating_point() or not bool((tensor == 1).all()):
+        return False
+    channels, n_axes = width
+    return tensor.numel() == 1 or tuple(tensor.shape) in ((channels, *[1] * n_axes), (1, channels, *[1] * n_axes))
+
+
+def _width(node: fx.Node, captured: Captured) -> tuple[int, int] | None:
+    """(channels, axes behind them) of a value that a convolution, a norm or a Linear made, perhaps with an activation."""
+    while _same_answer(node, "shape", captured) and not isinstance(captured.modules.get(str(node.target)), NORMS):
+        (node, *_) = node.all_input_nodes
+    module: Any = captured.modules.get(str(node.target)) if node.op == "call_module" else None
+    kinds = ((0, nn.Linear), (1, nn.Conv1d), (2, (nn.Conv2d, nn.BatchNorm2d)), (3, (nn.Conv3d, nn.BatchNorm3d)))
+    cls = captured.torch_class(node) if module is not None else type(None)
+    n_axes = next((n for n, classes in kinds if issubclass(cls, classes)), None)
+    names = ("out_channels", "num_features", "out_features")
+    channels = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    return None if n_axes is None or channels is None else (channels, n_axes)
 
 
 def _neutral(node: fx.Node) -> bool:
@@ -132,10 +162,12 @@ def _neutral(node: fx.Node) -> bool:
 def _floating(node: fx.Node, captured: Captured, depth: int = 3) -> bool:
     """Whether a value surely has floating-point numbers, whose dtype a Python number leaves alone."""
     if node.op == "call_module":
-        return issubclass(captured.torch_class(node), FLOATING_MODULES)
+        cls = captured.torch_class(node)
+        passes = issubclass(cls, ACTIVATIONS) and len(node.all_input_nodes) == 1
+        return issubclass(cls, FLOATING_MODULES) or (passes and _floating(_operand(node), captured, depth - 1))
     if node.op != "call_function" or depth == 0:
         return False
-    arithmetic = node.target in (operator.add, operator.sub, operator.mul)
+    arithmetic = node.target in (operator.add, operator.sub, operator.mul, *KEEP_SIZE_FUNCTIONS)
     operands = node.all_input_nodes if arithmetic else ()
     return node.target in FLOATING_FUNCTIONS or any(_floating(operand, captured, depth - 1) for operand in operands)
 

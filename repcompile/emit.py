@@ -71,7 +71,9 @@ def _value_outside(x: Affine, values: Values) -> Tensor | None:
     so that the sum of the border's taps is a bias. None if no v does.
     """
     assert values.border is not None
-    kernel = values.kernel.unflatten(0, (x.groups, -1)).movedim(2, -1)  # (groups, c_out / groups, *sizes, c_in / groups)
+    kernel = values.kernel.unflatten(0, (x.groups, -1)).movedim(
+        2, -1
+    )  # (groups, c_out / groups, *sizes, c_in / groups)
     wanted = -values.border[:, 0].unflatten(0, (x.groups, -1))
     matrix, right = kernel.flatten(1, -2), wanted.flatten(1)[..., None]
     value = torch.linalg.lstsq(matrix, right).solution

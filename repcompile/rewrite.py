@@ -34,10 +34,7 @@ from repcompile.regions import Region, answered
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
 
-
-WEIGHTED = (
-    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
-)
+WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
-from tests.test_hostile import Net, check, conv, gain, images, made, norm, parts, refusal
+from tests.test_hostile import Net, check, conv, gain, images, made, norm, parts, refusal, run_by
 
 NOTHING: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
@@ -184,3 +184,28 @@ def test_dead_operators_with_effects_stay() -> None:
     learned = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(learned) == 1
     assert torch.allclose(learned[0].running_mean, from_model.running_mean)  # type: ignore[arg-type, union-attr]
+
+
+HIDDEN: dict[str, Callable[[], nn.Module]] = {
+    "a scale layer of ones": lambda: Net(lambda m, x: m.act(x) * m.gain, gain=nn.Parameter(torch.ones(4, 1, 1))),
+    "one factor of one": lambda: Net(lambda m, x: m.act(x) * m.gain, gain=nn.Parameter(torch.ones(1))),
+    "PReLU of slope 1": lambda: Net(lambda m, x: m.prelu(m.act(x)), prelu=nn.PReLU(4, init=1.0)),
+    "leaky ReLU of slope 1": lambda: Net(lambda m, x: m.leaky(m.act(x)), leaky=nn.LeakyReLU(1.0)),
+    "times one, plus zero": lambda: Net(lambda m, x: 0 + m.act(x) * 1.0 - 0.0),
+    "empty": lambda: Net(lambda m, x: m.nothing(m.act(x)), nothing=nn.Sequential()),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_identities_vanish(name: str) -> None:
+    model = HIDDEN[name]()
+    model.act = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    model.double().eval()
+    fused = check(model, *images(), examples=(False,))
+    assert run_by(fused) == ["act.0", "act.1"]
+
+
+def test_ones_that_broadcast_stay() -> None:
+    """One channel times four ones is four channels."""
+    model = Net(lambda m, x: m.conv(x) * m.gain, conv=nn.Conv2d(4, 1, 1), gain=nn.Parameter(torch.ones(4, 1, 1)))
+    check(model.double().eval(), *images(), examples=(False,))

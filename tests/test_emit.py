@@ -19,6 +19,14 @@ from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from tests.strategies import assert_equal, expressions, images_for, leaves, whole, window
 
 
+def assert_computes(module: nn.Module, x: Affine, image: Tensor) -> None:
+    """To the last bit; a value outside comes from a division."""
+    if any(isinstance(part, ValuePad) for part in module.modules()):
+        torch.testing.assert_close(module(image), apply(x, image), rtol=1e-10, atol=1e-10)
+    else:
+        assert_equal(module(image), apply(x, image))
+
+
 def emitted(x: Affine) -> nn.Module:
     """Of maps on inputs that are spread out, torch has only some."""
     try:
@@ -52,8 +60,8 @@ def test_the_module_computes_the_map(data: st.DataObject) -> None:
     event(type(module).__name__)
     image = data.draw(images_for(x))
     with torch.no_grad():
-        assert_equal(module(image), apply(x, image))
-        assert_equal(module(image), apply(x, image))  # what it remembers is right too
+        assert_computes(module, x, image)
+        assert_computes(module, x, image)  # what it remembers is right too
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -88,7 +96,7 @@ def test_casting_keeps_the_function(data: st.DataObject) -> None:
     module = cast(emitted(x), (torch.zeros((), dtype=torch.float64),))
     image = data.draw(images_for(x))
     with torch.no_grad():
-        assert_equal(module(image), apply(x, image))
+        assert_computes(module, x, image)
 
 
 @given(data=st.data())
