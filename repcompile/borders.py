@@ -28,7 +28,7 @@ def surround(graph: fx.Graph) -> None:
 def _plain(pad: fx.Node) -> bool:
     widths = pad.args[1] if len(pad.args) > 1 else None
     constant = len(pad.args) < 3 or pad.args[2] == "constant"
-    return constant and isinstance(widths, list | tuple) and all(isinstance(w, int) and w >= 0 for w in widths)
+    return bool(constant) and isinstance(widths, list | tuple) and all(isinstance(w, int) and w >= 0 for w in widths)
 
 
 def _replace(pad: fx.Node) -> None:

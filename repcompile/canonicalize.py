@@ -137,7 +137,7 @@ def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:
 
 
 def _width(node: fx.Node, captured: Captured) -> tuple[int, int] | None:
-    """(channels, axes behind them) of a value that a convolution, a norm or a Linear made, perhaps with an activation."""
+    """(channels, axes behind them) of what a convolution, a norm or a Linear made, perhaps with an activation."""
     while _same_answer(node, "shape", captured) and not isinstance(captured.modules.get(str(node.target)), NORMS):
         (node, *_) = node.all_input_nodes
     module: Any = captured.modules.get(str(node.target)) if node.op == "call_module" else None

@@ -63,7 +63,7 @@ class Macs:
 
 
 def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cost, ...]:
-    """The kernels that compute `x`: one, and one each for padding that differs from side to side, a crop, and a border map.
+    """The kernels that compute `x`: one, and one each for padding of unlike sides, for a crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     """

@@ -42,7 +42,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
         if any(axis.up > 1 for axis in x.axes):
             return _transposed(x, values)
         pad, conv = _convolution(x, values)
-        if _has_border(values):
+        if values.border is not None and _has_border(values):
             value = _value_outside(x, values) if _reads_less(x) else None
             if value is not None:
                 return _padded_with(x, values, value)
@@ -71,9 +71,7 @@ def _value_outside(x: Affine, values: Values) -> Tensor | None:
     so that the sum of the border's taps is a bias. None if no v does.
     """
     assert values.border is not None
-    kernel = values.kernel.unflatten(0, (x.groups, -1)).movedim(
-        2, -1
-    )  # (groups, c_out / groups, *sizes, c_in / groups)
+    kernel = values.kernel.unflatten(0, (x.groups, -1)).movedim(2, -1)  # (g, c_out / g, *sizes, c_in / g)
     wanted = -values.border[:, 0].unflatten(0, (x.groups, -1))
     matrix, right = kernel.flatten(1, -2), wanted.flatten(1)[..., None]
     value = torch.linalg.lstsq(matrix, right).solution

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
@@ -24,41 +22,16 @@ from repcompile.capture import Captured
 from repcompile.constants import Constants
 from repcompile.errors import Inexact, RepcompileError, RuleError
 from repcompile.interpret import with_tensors
-from repcompile.modules import put
 from repcompile.paths import Fact, Step, aligned, behind, stepped
+from repcompile.readers import read_as
 from repcompile.rules.ruleset import Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
 from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
-KEEP_CHANNELS = (
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
-)
-KEEP_CHANNELS_FUNCTIONS = (
-    put,
-    "clone",
-    "contiguous",
-    F.relu,
-    F.gelu,
-    F.silu,
-    F.sigmoid,
-    torch.relu,
-    torch.sigmoid,
-    torch.tanh,
-)
 STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
 ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
-READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
-    1: (nn.Conv1d, nn.ConvTranspose1d),
-    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
-    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
-}
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
 
@@ -152,7 +125,7 @@ class _Interpreter:
             self._learn_whole(node, values[0])
             return
         if node.target is operator.getitem and self._is_split(node.args[0]):
-            call = node.args[0]
+            call: Any = node.args[0]
             self._calls[node] = (call, {"part": node.args[1]})
             affine, values = self._found[call], [value for value in values[0].all_input_nodes if value in self._shapes]
         step = None if layout is None else self._step(node, layout, values)
@@ -166,32 +139,23 @@ class _Interpreter:
         if self._shapes[node] is None and shape is not None:
             self._shapes[node] = self._shape_of(node, shape, values)
 
-    def _readers(self, node: fx.Node, depth: int = 3) -> list[fx.Node]:
-        """Who reads a value, or something with as many channels and axes."""
-        users = list(node.users)
-        for user in users if depth else ():
-            module = user.op == "call_module" and issubclass(self._captured.torch_class(user), KEEP_CHANNELS)
-            if user.args[:1] == (node,) and (module or user.target in KEEP_CHANNELS_FUNCTIONS):
-                users = [*users, *self._readers(user, depth - 1)]
-        return users
-
     def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
         """The parts of a value tell what it is: how many axes it has, and how long the one is that was split."""
-        parts = {u.args[1]: self._read_as(u) for u in split.users if u.target is operator.getitem}
+        picks: list[Any] = [user for user in split.users if user.target is operator.getitem]
+        parts = {pick.args[1]: read_as(pick, self._captured) for pick in picks}
         shapes = [shape for shape in parts.values() if shape is not None]
         shape = self._shapes.get(operand) or (named(operand.name, len(shapes[0])) if shapes else None)
-        args, kwargs = self._arguments(split, None)
-        axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        _, asked, *rest = (*split.args, None, None)
+        axis: Any = next((each for each in rest if each is not None), split.kwargs.get("dim", 0))
         if shape is None or not isinstance(axis, int) or shape[axis].known is not None:
             return
         self._shapes[operand] = shape
-        sizes = args[1] if isinstance(args[1], list | tuple) else None
-        if sizes is None and isinstance(args[1], int) and sorted(parts) == list(range(args[1])):
+        sizes: Any = asked if isinstance(asked, list | tuple) else None
+        if sizes is None and isinstance(asked, int) and set(parts) == set(range(asked)):
             sizes = [0 if each is None else each[axis].known for each in parts.values()]
         if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
-            self._shapes[operand] = tuple(
-                Size(sum(sizes)) if i == axis % len(shape) else s for i, s in enumerate(shape)
-            )
+            whole = Size(sum(sizes))
+            self._shapes[operand] = tuple(whole if i == axis % len(shape) else s for i, s in enumerate(shape))
 
     def _learn_channels(self, value: fx.Node, fact: Fact) -> None:
         """An operator that takes no other number of channels tells how many its operand has."""
@@ -209,7 +173,7 @@ class _Interpreter:
     def _learn_rank(self, node: fx.Node, operand: fx.Node) -> None:
         """A permutation has as many axes in front as behind: those that it names, or that its reader expects."""
         name = getattr(node.target, "__name__", node.target)
-        read = self._read_as(node) if name in ("permute", "transpose", "swapaxes") else None
+        read = read_as(node, self._captured) if name in ("permute", "transpose", "swapaxes") else None
         order = node.args[1] if len(node.args) == 2 else node.args[1:]
         named_all = name == "permute" and isinstance(order, tuple | list) and all(isinstance(i, int) for i in order)
         rank = len(order) if named_all and isinstance(order, tuple | list) else None if read is None else len(read)
@@ -229,22 +193,11 @@ class _Interpreter:
 
     def _seen_as(self, node: fx.Node) -> Shape | None:
         """The rank from a run, and the shape that a reader expects, where the two agree."""
-        read = self._read_as(node)
+        read = read_as(node, self._captured)
         if node not in self._known:
             return read
         rank = len(self._known[node])
         return read if read is not None and len(read) == rank else named(node.name, rank)
-
-    def _read_as(self, node: fx.Node) -> Shape | None:
-        """The shape that a convolution expects of what it reads; it is taken to be called on batches."""
-        for user in self._readers(node):
-            cls = self._captured.torch_class(user) if user.op == "call_module" else type(None)
-            for n_axes, classes in READERS.items():
-                if issubclass(cls, classes):
-                    module: Any = self._captured.module(user)
-                    channels = module.num_features if hasattr(module, "num_features") else module.in_channels
-                    return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
-        return None
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 

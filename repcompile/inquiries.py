@@ -31,5 +31,5 @@ def about_batch(node: fx.Node) -> bool:
     if question in RANK_QUESTIONS:
         return True
     if len(node.args) > 1 and question == "size":
-        return node.args[1] == 0
-    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+        return bool(node.args[1] == 0)
+    return all(user.target is operator.getitem and bool(user.args[1] == 0) for user in node.users)

@@ -83,7 +83,8 @@ class BorderConv(nn.Module):
     def __init__(self, conv: nn.modules.conv._ConvNd, border: Tensor, pads: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.conv = conv
-        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.stride, self.dilation = conv.stride, conv.dilation
+        self.padding: Any = conv.padding
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.border = nn.Parameter(border)
         self.pads = pads

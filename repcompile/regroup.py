@@ -87,10 +87,8 @@ class _Editor:
                 left, right = term.value.args
                 assert isinstance(left, fx.Node)
                 assert isinstance(right, fx.Node)
-                stack += [
-                    Term(right, term.factor * sign * float(term.value.kwargs.get("alpha", 1))),
-                    Term(left, term.factor),
-                ]  # type: ignore[arg-type]
+                alpha: Any = term.value.kwargs.get("alpha", 1)
+                stack += [Term(right, term.factor * sign * float(alpha)), Term(left, term.factor)]
             elif self._scaled(term.value) is not None and len(term.value.users) == 1:
                 inner, scale = self._scaled(term.value) or (term.value, 1.0)
                 stack.append(Term(inner, term.factor * scale))

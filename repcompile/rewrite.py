@@ -162,7 +162,8 @@ def _new_graph(
         elif node in settled:
             values[node] = graph.create_node("get_attr", names[node])
         elif node in asked:
-            values[node] = _same_node(graph, node, ChainMap({node.args[0]: values[asked[node]]}, values))
+            (subject,) = node.all_input_nodes
+            values[node] = _same_node(graph, node, ChainMap({subject: values[asked[node]]}, values))
         else:
             values[node] = _same_node(graph, node, values)
     return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
@@ -171,8 +172,12 @@ def _new_graph(
 def _asked_elsewhere(graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]) -> dict[fx.Node, fx.Node]:
     """Questions about values that are gone, and the value that answers instead."""
     source = {node: item.region.source for item in rewritten.values() for node in item.region.dying}
-    questions = [node for node in graph.nodes if question_of(node) is not None and node.args[0] in source]
-    found = {node: answered(node, node.args[0], source[node.args[0]], facts, source) for node in questions}
+    questions = [(node, node.all_input_nodes[0]) for node in graph.nodes if question_of(node) is not None]
+    found = {
+        node: answered(node, subject, source[subject], facts, source)
+        for node, subject in questions
+        if subject in source
+    }
     return {node: subject for node, subject in found.items() if subject is not None}
 
 

@@ -96,7 +96,8 @@ def test_border_terms_compose_and_add(data: st.DataObject) -> None:
     conv = data.draw(leaves(n, 2, 4, like=[Axis(2, 1, 1, 1, 1)] * n))
     left = conv @ Affine.diagonal(2, n, None, data.draw(whole(2)))
     right = data.draw(summands(left))
-    outer = data.draw(leaves(n, c_in=4))
+    like = [Axis(data.draw(st.integers(1, 3)))] * n if data.draw(st.booleans()) else None
+    outer = data.draw(leaves(n, c_in=4, like=like))
     both = outer @ (left + right)
     image = data.draw(images_for(left + right, outer))
     assert_equal(apply(both, image), apply(outer, apply(left, image) + apply(right, image)))

@@ -78,7 +78,7 @@ def test_a_value_outside_is_cheaper_than_a_border_map_where_the_input_is_small(n
     for size in (4, 7):
         image = torch.randn(2, 2, *[size] * n, dtype=torch.float64, generator=generator)
         torch.testing.assert_close(module(image), apply(x, image), rtol=0, atol=1e-12)
-    again = Affine.pad(2, [(1, 2)] * n, value=module[0].value.detach())
+    again = Affine.pad(2, [(1, 2)] * n, value=next(module.parameters()).detach())
     torch.testing.assert_close(apply(again, image), module[0](image), rtol=0, atol=1e-12)
 
 

@@ -71,7 +71,7 @@ def words(model: nn.Module) -> list[str]:
 
 
 def scale(channels: int = 4) -> Tensor:
-    return torch.ones(channels, 1, 1)
+    return torch.full((channels, 1, 1), 0.5)
 
 
 def mobile_one(k: int, kernel: nn.Conv2d, point: nn.Conv2d | None, skip: bool) -> Branches:

@@ -1,0 +1,63 @@
+"""What the readers of a value expect of its shape, where nothing else tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from repcompile.capture import Captured
+from repcompile.modules import put
+from repcompile.shapes import Shape, Size, named
+
+READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
+}
+
+KEEP_CHANNELS = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
+)
+
+KEEP_CHANNELS_FUNCTIONS = (
+    put,
+    "clone",
+    "contiguous",
+    F.relu,
+    F.gelu,
+    F.silu,
+    F.sigmoid,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+)
+
+
+def read_as(node: fx.Node, captured: Captured) -> Shape | None:
+    """The shape that a convolution or a batch norm expects of what it reads; they are taken to be called on batches."""
+    for user in _readers(node, captured):
+        cls = captured.torch_class(user) if user.op == "call_module" else type(None)
+        for n_axes, classes in READERS.items():
+            if issubclass(cls, classes):
+                module: Any = captured.module(user)
+                channels = module.num_features if hasattr(module, "num_features") else module.in_channels
+                return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
+    return None
+
+
+def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[fx.Node]:
+    """Who reads a value, or something with as many channels and axes."""
+    users = list(node.users)
+    for user in users if depth else ():
+        module = user.op == "call_module" and issubclass(captured.torch_class(user), KEEP_CHANNELS)
+        if user.args[:1] == (node,) and (module or user.target in KEEP_CHANNELS_FUNCTIONS):
+            users = [*users, *_readers(user, captured, depth - 1)]
+    return users
