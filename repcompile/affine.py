@@ -502,7 +502,7 @@ def _require_per_channel(x: Affine, tensor: Weight | Scalar) -> None:
         return
     shape, n_axes = tuple(tensor.shape), len(x.axes)
     expected = (x.c_out, *[1] * n_axes)
-    if prod(shape) == 1 and len(shape) <= len(expected):
+    if prod(shape) == 1 and len(shape) <= len(expected) + (n_axes > 0):
         return
     if len(shape) > len(expected) + (n_axes > 0) or shape[-len(expected) :] != expected or prod(shape) != x.c_out:
         raise Inexact(

@@ -1,8 +1,9 @@
 """What people call a region: declarative patterns over its branches.
 
 A region is the sum of its branches, the ways from source to sink; each is written as words, in the order in which
-data flows: `dw7x7` (depthwise), `pw` (1x1), `conv3x3`, `linear`, `norm`, `scale`, `shift`, `pool2x2`, `pad`. The empty
-branch is a skip; `-` in front marks one that is subtracted. A name decides nothing: the algebra has done that before.
+data flows: `dw7x7` (depthwise), `pw` (1x1), `conv3x3`, `linear`, `norm`, `scale`, `shift`, `pool2x2`, `pad`, `pick`.
+The empty branch is a skip; `-` in front marks one that is subtracted. A name decides nothing: the algebra has done that
+before.
 """
 
 from __future__ import annotations
@@ -156,8 +157,12 @@ def _word(rule: str, x: Map) -> tuple[str, ...]:
     simple = {"batch_norm": "norm", "mul": "scale", "div": "scale", "add": "shift", "sub": "shift", "linear": "linear"}
     if rule in simple:
         return (simple[rule],)
-    if rule in ("average_pool", "pad"):
-        return (f"pool{sizes}" if rule == "average_pool" else "pad",)
+    if rule == "average_pool":
+        return (f"pool{sizes}",)
+    if rule.endswith("pad") or rule == "surround":
+        return ("pad",)
+    if x.selects or rule in ("getitem", "cat", "chunk", "split"):
+        return ("pick",)
     return (_convolution(x, sizes),)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor, log2
 
 from torch import fx
 
@@ -53,7 +54,8 @@ def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
     """The regions worth rewriting, without overlap."""
     prices = {region: sum(map(cost, region.before)) for region in regions}
     savings = {region: price - sum(map(cost, region.after)) for region, price in prices.items()}
-    unit = RESOLUTION * max(prices.values(), default=0.0) or 1.0
+    largest = max(prices.values(), default=0.0)
+    unit = 2.0 ** floor(log2(RESOLUTION * largest)) if largest else 1.0  # a power of two divides exactly
     paying = [region for region in regions if round(savings[region] / unit) > 0]
     refused = tuple(region for region in regions if round(savings[region] / unit) <= 0)
     chosen = _best(paying, {region: round(savings[region] / unit) for region in paying})
@@ -68,15 +70,15 @@ def _best(regions: Sequence[Region], savings: dict[Region, int]) -> list[Region]
         mask = sum(1 << (place - places[0]) for place in places)
         starting.setdefault(places[0], []).append((mask, region))
     states: dict[int, _Way] = {0: _Way()}
-    for place in range(len(order)):
-        states = _advanced(states, starting.get(place, ()), savings, place)
+    for place, position in enumerate(_positions(order)):
+        states = _advanced(states, starting.get(place, ()), savings, position)
     return _chosen(max(states.values(), key=_Way.rank))
 
 
 def _advanced(
-    states: dict[int, _Way], starting: Sequence[tuple[int, Region]], savings: dict[Region, int], place: int
+    states: dict[int, _Way], starting: Sequence[tuple[int, Region]], savings: dict[Region, int], position: int
 ) -> dict[int, _Way]:
-    """The states one node further; bit i of a state is the node at `place + i`."""
+    """The states one node further; bit i of a state is the i-th node from here.  position: of this one in the graph."""
     reached: dict[int, _Way] = {}
 
     def offer(mask: int, way: _Way) -> None:
@@ -87,15 +89,15 @@ def _advanced(
         offer(covered >> 1, way)
         for mask, region in starting:
             if covered & mask == 0:
-                offer((covered | mask) >> 1, _extended(way, region, savings[region], place))
+                offer((covered | mask) >> 1, _extended(way, region, savings[region], position))
     if len(reached) > STATES:
         reached = dict(sorted(reached.items(), key=lambda item: item[1].rank(), reverse=True)[:STATES])
     return reached
 
 
-def _extended(way: _Way, region: Region, saving: int, place: int) -> _Way:
+def _extended(way: _Way, region: Region, saving: int, position: int) -> _Way:
     launches = total(region.before).launches - total(region.after).launches
-    return _Way(way.saving + saving, way.launches + launches, way.early - place, region, way)
+    return _Way(way.saving + saving, way.launches + launches, way.early - position, region, way)
 
 
 def _chosen(way: _Way | None) -> list[Region]:
@@ -105,6 +107,12 @@ def _chosen(way: _Way | None) -> list[Region]:
             regions.append(way.region)
         way = way.before
     return regions[::-1]
+
+
+def _positions(order: dict[fx.Node, int]) -> list[int]:
+    """Where in the graph the nodes of `order` stand."""
+    graph = next(iter(order)).graph if order else ()
+    return [position for position, node in enumerate(graph.nodes) if node in order] if graph else []
 
 
 def _order(regions: Sequence[Region]) -> dict[fx.Node, int]:

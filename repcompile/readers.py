@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repcompile.capture import Captured
 from repcompile.modules import put
 from repcompile.shapes import Shape, Size, named
 
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
     1: (nn.Conv1d, nn.ConvTranspose1d),
     2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
@@ -44,6 +45,11 @@ KEEP_CHANNELS_FUNCTIONS = (
 def read_as(node: fx.Node, captured: Captured) -> Shape | None:
     """The shape that a convolution or a batch norm expects of what it reads; they are taken to be called on batches."""
     for user in _readers(node, captured):
+        weight = _weight(user, captured) if user.target in CONVOLUTIONS and user.args[0] is node else None
+        if weight is not None:
+            groups: Any = user.kwargs.get("groups", user.args[6] if len(user.args) > 6 else 1)
+            shape = named(node.name, weight.dim())
+            return (shape[0], Size(weight.shape[1] * groups), *shape[2:])
         cls = captured.torch_class(user) if user.op == "call_module" else type(None)
         for n_axes, classes in READERS.items():
             if issubclass(cls, classes):
@@ -51,6 +57,13 @@ def read_as(node: fx.Node, captured: Captured) -> Shape | None:
                 channels = module.num_features if hasattr(module, "num_features") else module.in_channels
                 return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
     return None
+
+
+def _weight(conv: fx.Node, captured: Captured) -> Tensor | None:
+    weight = conv.args[1] if len(conv.args) > 1 else None
+    return (
+        captured.constants.get(str(weight.target)) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+    )
 
 
 def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[fx.Node]:

@@ -100,9 +100,15 @@ def axes(draw: st.DrawFn) -> Axis:
     size = draw(st.sampled_from([1, 1, 2, 3]))
     dilation = draw(st.integers(1, 2)) if size > 1 else 1
     lo, hi = draw(st.sampled_from([(0, 0), (0, 0), (0, 0), (1, 1), (2, 1), (-1, 0), (0, 2), (1, -1)]))
-    if draw(st.integers(0, 24)) == 0:  # a transposed convolution
-        return Axis(size, 1, dilation, max(lo, 0), max(hi, 0), draw(st.integers(2, 3)))
     return Axis(size, draw(st.sampled_from([1, 1, 2, 3])), dilation, lo, hi)
+
+
+@st.composite
+def upward_axes(draw: st.DrawFn) -> Axis:
+    """Those of transposed convolutions."""
+    size, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    lo, hi = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    return Axis(size, 1, dilation if size > 1 else 1, lo, hi, draw(st.integers(2, 3)))
 
 
 @st.composite
@@ -116,7 +122,8 @@ def leaves(
 ) -> Affine:
     """A convolution, or a matrix where there are no axes.  like: its axes.  linear: without bias and border term."""
     n = draw(st.integers(0, 3)) if n_axes is None else n_axes
-    geometry = [draw(axes()) for _ in range(n)] if like is None else like
+    kind = upward_axes() if draw(st.integers(0, 19)) == 0 else axes()
+    geometry = [draw(kind) for _ in range(n)] if like is None else like
     width_in = draw(st.sampled_from([1, 2, 4, 6])) if c_in is None else c_in
     width_out = draw(st.sampled_from([1, 2, 4, 6])) if c_out is None else c_out
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 6) if width_in % g == width_out % g == 0]))
