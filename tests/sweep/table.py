@@ -16,7 +16,8 @@ LONGEST = 110  # characters of a reason in the table
 HEAD = """\
 # Models that nobody here wrote
 
-Written by `python -m tests.sweep.table` from what `make sweep` measured; not by hand.
+Written by `python -m tests.sweep.table` from what `make sweep` left in build/sweep; not by hand. All four libraries
+come with `pip install ".[sweep]"`.
 
 {sentence}
 
