@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import FrameType
 from typing import Any
 
@@ -199,6 +199,9 @@ class _Tracer(fx.Tracer):
             raise self.refusal("has weights that are packed, and no tensors")
         if type(a) is OrderedDict:  # which torch.fx would make a dict
             return self.create_node("call_function", OrderedDict, (self.create_arg(list(a.items())),), {})
+        if is_dataclass(a) and isinstance(a, dict):  # as transformers' outputs are; torch.fx would make a dict
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", type(a), (), given)
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

@@ -198,6 +198,19 @@ class Attributes(OrderedDict[str, Tensor]):
             raise AttributeError(name) from error
 
 
+@dataclass
+class Fields(OrderedDict[str, Tensor]):
+    """A dataclass that is a dict of its fields, as transformers' outputs are; pytree knows it by name."""
+
+    first: Tensor
+    second: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "second"):
+            if getattr(self, name) is not None:
+                self[name] = getattr(self, name)
+
+
 OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "tuple": lambda m, x: (x, m.norm(m.conv(x))),
     "list": lambda m, x: [m.norm(m.conv(x)), [x]],
@@ -205,6 +218,7 @@ OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "ordered dict": lambda m, x: OrderedDict(a=m.norm(m.conv(x)), b=x),
     "named tuple": lambda m, x: Pair(m.norm(m.conv(x)), x),
     "dataclass": lambda m, x: Result(m.norm(m.conv(x)), x),
+    "dataclass that is a dict": lambda m, x: Fields(m.norm(m.conv(x)), x),
     "dict with attributes": lambda m, x: Attributes(first=m.norm(m.conv(x)), second=x),
     "numbers and words": lambda m, x: (m.norm(m.conv(x)), 3, None, "word", 1.5, True),
     "sizes": lambda m, x: (m.norm(m.conv(x)), x.shape[2], x.shape),
@@ -224,7 +238,7 @@ def test_outputs_keep_their_kind(name: str, example: bool, nested: bool) -> None
     fused = fuse(model, (x,)) if example else fuse(model)
     expected, got = model(x), fused(x)
     assert type(got) is type(expected)
-    if isinstance(expected, Result | Attributes):
+    if isinstance(expected, Result | Attributes | Fields):
         expected, got = (expected.first, expected.second), (got.first, got.second)
     for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(got), strict=True):
         assert torch.allclose(a, b) if isinstance(a, Tensor) else a == b
