@@ -135,7 +135,16 @@ def report_on(
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
     )
-    return Report(captured.name, fused, left, checks)
+    done = {node for item in rewritten for node in item.region.nodes}
+    lonely = _lonely_norms(facts, done, {item.path for item in left})
+    return Report(captured.name, fused, (*left, *lonely), checks)
+
+
+def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:
+    """Batch norms that stay and of which nothing was said: what is beside them is not linear, or has other readers."""
+    for node, rule in facts.rules.items():
+        if rule.name.startswith("batch_norm") and node not in done and _path(node) not in said:
+            yield Left(_path(node), "batch norm beside no convolution or Linear that could take it in")
 
 
 def _fused(item: Rewritten, facts: Facts) -> Fused:

@@ -222,3 +222,11 @@ def test_checks_only_with_example_inputs() -> None:
     checks = explain(model(), (image(),)).checks
     assert checks is not None
     assert all(check.passed for check in checks)
+
+
+def test_every_batch_norm_that_stays_is_spoken_of() -> None:
+    """A norm between two operators that are not linear has no neighbour to be folded into."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    (left,) = explain(model).left
+    assert left.path == "2"
+    assert left.reason == "batch norm beside no convolution or Linear that could take it in"
