@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 from torch import fx, nn
@@ -23,7 +24,7 @@ from repcompile.plan import Plan, choose
 from repcompile.regions import Region, candidate_regions
 from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
-from repcompile.rewrite import Rewritten, Rollback, rewrite
+from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
@@ -111,13 +112,14 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, 
     regions = candidate_regions(captured, facts, known)
     inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
     parts = {path: part.module for path, part in inner.items()}
-    plan, failed = choose(regions, cost), list[Rollback]()  # profit
-    module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)  # values: folded once, in float64
+    plan, failed, tried = choose(regions, cost), list[Rollback](), dict[Region, Emission]()  # profit
+    rewriting = partial(rewrite, captured, facts, inner=parts, known=tried)
+    module, rewritten, rollbacks = rewriting(plan)  # values: folded once, in float64
     while rollbacks:  # what could not be accepted makes room for what it overlapped
         failed += rollbacks
         broken = {_identity(item.region) for item in failed}
         plan = choose([region for region in regions if _identity(region) not in broken], cost)
-        module, rewritten, rollbacks = rewrite(captured, facts, plan, parts)
+        module, rewritten, rollbacks = rewriting(plan)
     return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
 
 

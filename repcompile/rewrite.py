@@ -58,23 +58,42 @@ class Rollback:
     reason: str
 
 
+Emission = tuple[nn.Module | None, Check | None] | str  # (module, check), or the reason why not
+
+
 def rewrite(
-    captured: Captured, facts: Facts, plan: Plan, inner: Mapping[str, nn.Module] | None = None
+    captured: Captured,
+    facts: Facts,
+    plan: Plan,
+    inner: Mapping[str, nn.Module] | None = None,
+    known: dict[Region, Emission] | None = None,
 ) -> tuple[fx.GraphModule, tuple[Rewritten, ...], tuple[Rollback, ...]]:
     """(module, rewritten regions, rolled-back regions).  Nothing of the user's is shared with the new module.
 
     inner: what stands for modules inside those that stay Python, by path.
+    known: what became of regions in an earlier plan; it gets what becomes of these.
     """
     emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
     rollbacks: list[Rollback] = []
+    known = {} if known is None else known
     for region in plan.chosen:
-        try:
-            emitted.append((region, *_emitted(region, captured, facts)))
-        except Inexact as reason:
-            rollbacks.append(Rollback(region, str(reason)))
+        if region not in known:
+            known[region] = _tried(region, captured, facts)
+        result = known[region]
+        if isinstance(result, str):
+            rollbacks.append(Rollback(region, result))
+        else:
+            emitted.append((region, *result))
     names = names_of_regions([region for region, _, _ in emitted], captured, facts)
     done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
+
+
+def _tried(region: Region, captured: Captured, facts: Facts) -> Emission:
+    try:
+        return _emitted(region, captured, facts)
+    except Inexact as reason:
+        return str(reason)
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:

@@ -27,20 +27,12 @@ from fastvit_zoo import create_model, list_models
 from repcompile import fuse
 from repcompile.measure import latencies
 from repcompile.testing import randomize
+from tests.zoo.test_model import PAPER_GMACS
 
 COMPILE_TARGET = 1.5  # of torch.fx's fuser, which folds none of the batch norms of timm's FastViT
 LATENCY_TARGET = 0.95  # of timm's conversion by hand
 VARIANT_TARGET = 1.0  # of the training form
 NEVER_WORSE = 1.02  # of the model as it was
-PAPER_GMACS = {  # arXiv 2303.14189, table 3, at 256 x 256
-    "fastvit_t8": 0.7,
-    "fastvit_t12": 1.4,
-    "fastvit_s12": 1.8,
-    "fastvit_sa12": 1.9,
-    "fastvit_sa24": 3.8,
-    "fastvit_sa36": 5.6,
-    "fastvit_ma36": 7.9,
-}
 NETWORKS = (  # of timm, 224 x 224: with and without branches, norms, attention, shuffles
     *("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "densenet121", "ghostnet_100"),
     *("repvgg_a0", "mobileone_s0", "levit_128s", "convnext_atto", "vit_tiny_patch16_224"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import combinations
-from types import FrameType
 
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -16,6 +14,7 @@ from repcompile.cost import Cost, total
 from repcompile.facts import Fact
 from repcompile.plan import choose
 from repcompile.regions import Region
+from tests.strategies import counting_calls
 
 
 def price(cost: Cost) -> float:
@@ -136,17 +135,7 @@ def stretches(length: int, most: int) -> tuple[list[fx.Node], list[Region]]:
 def steps(length: int) -> int:
     """Function calls that the choice makes on a chain."""
     regions = stretches(length, 6)[1]
-    count = 0
-
-    def profile(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(profile)
-    try:
-        plan = choose(regions, price)
-    finally:
-        sys.setprofile(None)
+    plan, count = counting_calls(lambda: choose(regions, price))
     assert plan.saving == length // 6 * 36 + (length % 6) ** 2
     return count
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import FrameType
 
 import pytest
 import torch
@@ -14,10 +12,11 @@ from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
 from repcompile.cost import Roofline
 from repcompile.facts import affine_facts
-from repcompile.plan import choose
+from repcompile.plan import Plan, choose
 from repcompile.regions import candidate_regions
 from repcompile.regroup import regrouped
 from repcompile.rules import DEFAULT
+from tests.strategies import counting_calls
 
 
 class Block(nn.Module):
@@ -45,19 +44,13 @@ def chain(length: int) -> nn.Module:
 def calls(build: Callable[[int], nn.Module], size: int) -> int:
     """Function calls from the canonical graph to the plan."""
     captured = canonicalize(capture(build(size), DEFAULT.module_classes))
-    count = 0
 
-    def profile(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(profile)
-    try:
+    def planned() -> Plan:
         facts = affine_facts(captured, DEFAULT)
         assert regrouped(captured, facts) is None
-        plan = choose(candidate_regions(captured, facts), Roofline())
-    finally:
-        sys.setprofile(None)
+        return choose(candidate_regions(captured, facts), Roofline())
+
+    plan, count = counting_calls(planned)
     assert len(plan.chosen) >= (size if build is repvgg else size // 24)
     return count
 
