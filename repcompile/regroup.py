@@ -136,12 +136,12 @@ class _Editor:
         return (value, *(fact.source for fact in self._facts.maps.get(value, ())))
 
     def _members(self, source: fx.Node, terms: Sequence[Term]) -> list[Term]:
-        """The terms that are maps of `source` which can be added to the first one that is not `source` itself."""
+        """The terms that are maps of `source` which can be added to the heaviest one."""
         known = [(term, fact) for term in terms if (fact := self._fact(term.value, source)) is not None]
-        windows = [pair for pair in known if isinstance(pair[1].map, Affine)]
-        if not windows:
+        weights = {fact: fact.map.weights for _, fact in known if isinstance(fact.map, Affine)}
+        if not weights:
             return []
-        first = max(windows, key=lambda pair: pair[1].map.weights if isinstance(pair[1].map, Affine) else 0)[1]
+        first = max(weights, key=weights.__getitem__)
         return [term for term, fact in known if fact is first or _addable(first, fact)]
 
     def _fact(self, value: fx.Node, source: fx.Node) -> Fact | None:

@@ -17,13 +17,17 @@ from repcompile.shapes import Layout, Shape, Size, unknown
 from repcompile.values import filled
 
 Sizes = int | Sequence[int]
+POOLS = {  # spatial axes -> modules
+    1: (nn.AvgPool1d, nn.AdaptiveAvgPool1d),
+    2: (nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    3: (nn.AvgPool3d, nn.AdaptiveAvgPool3d),
+}
 
 
 @affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True)
 def average_pool_module(x: Map, m: nn.AvgPool2d) -> Map:
-    n_axes = next(n for n, cls in ((1, nn.AvgPool1d), (2, nn.AvgPool2d), (3, nn.AvgPool3d)) if isinstance(m, cls))
     divisor = getattr(m, "divisor_override", None)
-    return _averaged(x, n_axes, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
+    return _averaged(x, _axes_of(m), m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
 
 
 def _pool_function(n_axes: int) -> Rule:
@@ -68,6 +72,11 @@ def _averaged(
     return Affine.conv(weight, None, strides, pads, 1, channels) @ x
 
 
+def _axes_of(m: nn.Module) -> int:
+    """The number of spatial axes that a pooling module works on."""
+    return next(n for n, classes in POOLS.items() if isinstance(m, classes))
+
+
 def _tuple(value: Sizes, n_axes: int) -> tuple[int, ...]:
     entries = (value,) if isinstance(value, int) or not isinstance(value, Sequence) else tuple(value)
     return entries * n_axes if len(entries) == 1 else entries
@@ -78,9 +87,8 @@ def _tuple(value: Sizes, n_axes: int) -> tuple[int, ...]:
 
 @layout_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 def mean_of_windows_module(shape: Shape | None, m: Any, owner: str = "") -> Layout:
-    n_axes = next(n for n, cls in ((1, nn.AvgPool1d), (2, nn.AvgPool2d), (3, nn.AvgPool3d)) if isinstance(m, cls))
     options = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad)
-    return _mean_of_windows(shape, n_axes, owner, *options, divisor_override=getattr(m, "divisor_override", None))
+    return _mean_of_windows(shape, _axes_of(m), owner, *options, divisor_override=getattr(m, "divisor_override", None))
 
 
 def _mean_function(n_axes: int) -> Rule:
@@ -112,8 +120,7 @@ def _mean_of_windows(
 
 @layout_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 def adaptive_mean_module(shape: Shape | None, m: nn.AdaptiveAvgPool2d, owner: str = "") -> Layout:
-    kinds = ((1, nn.AdaptiveAvgPool1d), (2, nn.AdaptiveAvgPool2d), (3, nn.AdaptiveAvgPool3d))
-    return _adaptive_mean(shape, next(n for n, cls in kinds if isinstance(m, cls)), m.output_size, owner)
+    return _adaptive_mean(shape, _axes_of(m), m.output_size, owner)
 
 
 def _adaptive_function(n_axes: int) -> Rule:
