@@ -33,6 +33,7 @@ from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.ranks import ranks_to_check
 from repcompile.regions import Region, answered
+from repcompile.regroup import TWIN
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
 
@@ -180,7 +181,9 @@ def _new_graph(
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
     needed = _needed(captured.graph, facts, rewritten, settled, asked)
     names = names_of_tensors(settled, captured)
+    twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
     for node in needed:
+        first = node.meta.get(TWIN, node)
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
         elif node in settled:
@@ -188,8 +191,10 @@ def _new_graph(
         elif node in asked:
             (subject,) = node.all_input_nodes
             values[node] = _same_node(graph, node, ChainMap({subject: values[asked[node]]}, values))
+        elif first in twins:
+            values[node] = twins[first]
         else:
-            values[node] = _same_node(graph, node, values)
+            values[node] = twins[first] = _same_node(graph, node, values)
     return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
 
 
