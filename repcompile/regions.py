@@ -109,7 +109,10 @@ def _came_back(fact: Fact, sink: fx.Node) -> bool:
 
 def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
     """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes."""
-    if source in facts.rules or source.op == "call_module" or source.target in FLOATING:
+    origin = source
+    while origin in facts.alike:  # an activation: of its operand's dtype
+        origin = origin.all_input_nodes[0]
+    if origin in facts.rules or origin.op == "call_module" or source.target in FLOATING:
         return False
     alike = {source}  # values of the source's dtype
     for node in nodes:
