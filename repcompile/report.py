@@ -17,6 +17,7 @@ from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
 from repcompile.plan import Plan
+from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.verify import Check
 
@@ -129,7 +130,7 @@ def report_on(
     """The report of a compilation."""
     gone = {node for item in rewritten for node in item.region.dying}
     done = {node for item in rewritten for node in item.region.nodes}
-    failed = [item for item in rollbacks if item.region.sink not in done]  # nothing else took its place
+    failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
     fused = tuple(_fused(item, facts) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
@@ -139,6 +140,11 @@ def report_on(
     )
     lonely = _lonely_norms(facts, done, {item.path for item in left})
     return Report(captured.name, fused, (*left, *lonely), checks)
+
+
+def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:
+    """The nodes of a region that do more than move positions."""
+    return (node for node in region.nodes if node not in facts.steps)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:
