@@ -24,6 +24,7 @@ from repcompile.classes import HOOKS, hooked, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
+from repcompile.handover import contents, hand_over, restore
 from repcompile.memo import same_program
 from repcompile.memory import Changed, changes, snapshot
 from repcompile.outputs import require_plain
@@ -255,11 +256,10 @@ class _Tracer(fx.Tracer):
 
     def _leaf_call(self, path: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            stays_python = path in self._opaque or path in self.failures
-            if stays_python and any(isinstance(arg, list | dict) for arg in (*args, *kwargs.values())):
-                raise self.refusal(f"passes a list or dict to {path}, which stays Python and might change it")
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["path"] = path
+            if path in self._opaque or path in self.failures:
+                hand_over((*args, *kwargs.values()), path, self)
             return result
 
         return call
@@ -269,7 +269,7 @@ class _Tracer(fx.Tracer):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
-            refused = self._refused
+            refused, given = self._refused, contents((*args, *kwargs.values()))
             try:
                 result = forward(*args, **kwargs)
                 self._require_unrefused(refused)
@@ -280,6 +280,7 @@ class _Tracer(fx.Tracer):
                 self._erase_after(last)
                 self.failures[path] = reason_of(error)
                 self._refused = refused
+                restore(given)
                 return leaf(*args, **kwargs)
             finally:
                 self._path = outer
