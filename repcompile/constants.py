@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
+from repcompile.inplace import exposed
 from repcompile.tracing import KEPT
 from repcompile.values import Constant, as_constant, computed
 
@@ -24,8 +25,9 @@ class Constants:
         self._captured = captured
         self._nodes: set[fx.Node] = set()
         self._values: dict[fx.Node, Constant] = {}
+        written = exposed(captured.graph, captured.opaque, captured.classes)
         for node in captured.graph.nodes:
-            if node.op == "get_attr" or self._derived(node):
+            if node not in written and (node.op == "get_attr" or self._derived(node)):
                 self._nodes.add(node)
 
     def __contains__(self, node: fx.Node) -> bool:

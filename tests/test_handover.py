@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repcompile import explain
-from tests.test_hostile import Net, check, conv, images, made, norm, run_by
+from repcompile import explain, fuse
+from tests.test_hostile import Net, assert_close, check, conv, gain, images, made, norm, run_by
 
 
 def unit() -> nn.Sequential:
@@ -118,3 +119,33 @@ def test_a_container_without_values_may_be_older_than_the_call(numbers: str) -> 
 
     model = made(lambda: Net(scales, body=unit(), head=Scaled(), numbers=[1.0]))
     assert "passes a list to head" in explain(model).left[0].reason
+
+
+class Writing(nn.Module):
+    """Stays Python, and doubles what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.detach().abs().sum()) >= 0:
+            x.mul_(2)
+        return x.clone()
+
+
+WRITTEN = {
+    "what a product with one made": lambda m, x: (lambda y: m.head(y * 1) + y)(m.norm(m.conv(x))),
+    "a parameter": lambda m, x: m.head(m.gain) * 0 + m.norm(m.conv(x)) * m.gain,
+    "what parameters make": lambda m, x: m.head(m.gain * 3) + m.norm(m.conv(x)) * (m.gain * 3),
+    "a view of it": lambda m, x: m.head((m.gain * 3).view(1, 4, 1, 1)) + m.norm(m.conv(x)) * (m.gain * 3),
+    "a view of what is read later": lambda m, x: (
+        lambda y: m.head(y.flatten(1))[:, :1, None, None] + m.norm(m.other(y))
+    )(m.conv(x)),
+    "what a norm made": lambda m, x: (lambda y: m.head(y) + m.other(y))(m.norm(torch.relu(x))),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_module_that_stays_python_may_write_to_what_it_reads(name: str) -> None:
+    model = made(lambda: Net(WRITTEN[name], conv=conv(), other=conv(), norm=norm(), gain=gain(4, 1, 1), head=Writing()))
+    fused, copied = fuse(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for call in (*images(), *images()):  # what is written stays, in both
+            assert_close(fused(*call), copied(*call))
