@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from repcompile.arguments import Arguments, arguments_of
 from repcompile.classes import torch_class
+from repcompile.copies import plain_attributes
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
@@ -33,6 +34,7 @@ class Captured:
     classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
     transient: paths of tensors that `state_dict` leaves out.
     arguments: the way of calling the model that the graph is.
+    attributes: numbers, texts and the like that the model has, and that others may read.
     """
 
     graph: fx.Graph
@@ -43,6 +45,7 @@ class Captured:
     transient: frozenset[str] = frozenset()
     name: str = "Module"
     arguments: Arguments | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""
@@ -87,6 +90,7 @@ def capture(
         _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         type(model).__name__,
         arguments,
+        plain_attributes(model),
     )
 
 

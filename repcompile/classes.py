@@ -56,5 +56,7 @@ def hooked(module: nn.Module) -> bool:
     return bool(hooks_of(module)) and not weight_hooks(module)
 
 
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+WEIGHT_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)

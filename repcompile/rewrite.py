@@ -24,6 +24,7 @@ from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold
+from repcompile.graphs import Fused, keep
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
@@ -148,7 +149,8 @@ def _assembled(
             _place(root, safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
         root.set_submodule(safe(path), part)
-    module = fx.GraphModule(root, graph, captured.name)
+    module = Fused(root, graph, captured.name)
+    keep(module, captured.attributes)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False

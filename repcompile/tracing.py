@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
-from repcompile.classes import HOOKS, hooked, torch_class, weight_hooks
+from repcompile.classes import CONTAINERS, HOOKS, hooked, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
@@ -34,7 +34,6 @@ from repcompile.reasons import reason_of
 from repcompile.wrappers import own_call, wrapped
 
 KEPT = "constant_"  # names of tensors that no module registers
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 QUESTIONS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
