@@ -20,6 +20,7 @@ from repcompile.copies import plain_attributes
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
+from repcompile.modules import FixedDtype
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
 
@@ -32,7 +33,7 @@ class Captured:
     modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
     opaque: path of a module that stays Python -> the reason.
     classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
-    transient: paths of tensors that `state_dict` leaves out.
+    transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
     arguments: the way of calling the model that the graph is.
     attributes: numbers, texts and the like that the model has, and that others may read.
     """
@@ -43,6 +44,7 @@ class Captured:
     opaque: Mapping[str, str] = field(default_factory=dict[str, str])
     classes: Mapping[str, type[nn.Module]] = field(default_factory=dict[str, type[nn.Module]])
     transient: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     name: str = "Module"
     arguments: Arguments | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -88,6 +90,7 @@ def capture(
         {path: reason for path, reason in opaque.items() if path in used},
         classes,
         _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
+        frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
         type(model).__name__,
         arguments,
         plain_attributes(model),

@@ -55,6 +55,24 @@ class Constants:
         value = value.detach().clone()
         return nn.Parameter(value, any(tensor.requires_grad for tensor in tensors)) if learned else value
 
+    def keeps_dtype(self, node: fx.Node) -> bool:
+        """Whether an evaluated constant of floating-point numbers has this dtype whatever the model's weights have."""
+        leaves, tensors = _leaves(node), self.tensors(node)
+        if node.op == "get_attr":
+            return str(node.target) in self._captured.fixed
+        with torch.no_grad():
+            dtype = _run(node, dict(zip(leaves, tensors, strict=True))).dtype
+            other = torch.float32 if dtype == torch.float64 else torch.float64
+            others = [t.to(other) if self._follows(leaf) and t.is_floating_point() else t for leaf, t in zip(leaves, tensors, strict=True)]
+            try:
+                again = _run(node, dict(zip(leaves, others, strict=True)))
+            except (RuntimeError, TypeError, ValueError):  # of the user's forward, which takes no other dtype
+                return False
+        return bool(dtype.is_floating_point and again.dtype == dtype)
+
+    def _follows(self, leaf: fx.Node) -> bool:
+        return not str(leaf.target).startswith(KEPT) and str(leaf.target) not in self._captured.fixed
+
     def tensors(self, node: fx.Node) -> list[Tensor]:
         """The parameters and buffers that a constant is computed from."""
         return [self._captured.constants[str(leaf.target)] for leaf in _leaves(node)]
