@@ -59,7 +59,8 @@ class Arguments:
 def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any] | None = None) -> Arguments:
     """The call with every argument that has no default, or the one that `examples`, by position, show.
 
-    Arguments that are left out have their default; what is no tensor is fixed to what it is.
+    Arguments that are left out have their default; what is no tensor is fixed to what it is. A model that can be called
+    without arguments is taken to be called with a tensor for the first.
     Raises ModelError if `forward` cannot be called with `examples`, Untraceable if it names no argument.
     """
     parameters = inspect.signature(forward).parameters.values()
@@ -70,11 +71,20 @@ def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any]
         raise Untraceable(f"it takes any number of arguments (*{starred})")
     given = dict(zip(positions, _checked(name, named, positions, examples), strict=False))
     inputs = tuple(p.name for p in named if p.default is p.empty or _holds_tensor(given.get(p.name)))
+    inputs = inputs or _likely(positions, named, examples)
     if not inputs:
-        raise Untraceable("it can be called without arguments; example_inputs tell how it is")
+        raise Untraceable("it takes no argument by name; example_inputs tell how it is called")
     fixed = {p.name: given.get(p.name, p.default) for p in named if p.name not in inputs}
     optional = tuple(p.name for p in named if p.name in inputs and p.default is not p.empty)
     return Arguments(positions, inputs, fixed, starred, optional)
+
+
+def _likely(
+    positions: Sequence[str], named: Sequence[inspect.Parameter], examples: Sequence[Any] | None
+) -> tuple[str, ...]:
+    """The first parameter, where all have defaults and nothing says how the model is called."""
+    optional = examples is None and positions and all(p.default is None for p in named if p.name == positions[0])
+    return tuple(positions[:1]) if optional else ()
 
 
 def _checked(
