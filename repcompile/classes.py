@@ -58,5 +58,4 @@ def hooked(module: nn.Module) -> bool:
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-WEIGHT_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
-from repcompile.classes import CONTAINERS, HOOKS, hooked, torch_class, weight_hooks
+from repcompile.classes import CONTAINERS, HOOKS, hooked, hooks_of, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
@@ -114,7 +114,7 @@ class _Tracer(fx.Tracer):
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
                 result = self._result(arguments)
                 changed = changes(self.root, before)
-                if changed and not self._is_memo(arguments, result):
+                if changed and (any(map(hooks_of, self.root.modules())) or not self._is_memo(arguments, result)):
                     raise Changed(changed)
             self.create_node("output", "output", (result,), {})
         except Changed:
