@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repcompile.arguments import Arguments, arguments_of
-from repcompile.classes import torch_class
+from repcompile.classes import hooked, torch_class, unconcerned
 from repcompile.copies import plain_attributes
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
@@ -23,6 +23,7 @@ from repcompile.memory import Changed
 from repcompile.modules import FixedDtype
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
+from repcompile.wrappers import entry, own_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ def capture(
     cannot be traced.
     """
     _require_eval(model)
-    arguments = arguments_of(type(model).__name__, model.forward, example_inputs)
+    arguments = arguments_of(type(model).__name__, entry(model), example_inputs)
+    if hooked(model) and (own_call(model) or not arguments.only_one or not unconcerned(model)):
+        raise Untraceable("it has hooks, which see its inputs and outputs")
     modules = dict(model.named_modules())
     opaque: dict[str, str] = {}
     while True:  # ends: every round makes one more module a leaf

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx
 
+from repcompile.classes import HOOK_TABLES, hooks_of, move_hooks
+
 M = TypeVar("M", bound="Fused")
 
 
@@ -16,11 +18,13 @@ class Fused(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         result = super().__deepcopy__(memo)
+        move_hooks(self, result)
         given_back(result, {name: copy.deepcopy(value, memo) for name, value in _unregistered(self).items()})
         return result
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (super().__reduce__(), _unregistered(self))
+        hooks = {name: vars(self)[name] for name in HOOK_TABLES} if hooks_of(self) else {}
+        return _restored, (super().__reduce__(), {**_unregistered(self), **hooks})
 
 
 def of_class(cls: type[M], module: fx.GraphModule) -> M:

@@ -128,7 +128,7 @@ class _Tracer(fx.Tracer):
         inputs = [self.create_proxy("placeholder", name, (), {}) for name in arguments.inputs]
         args, kwargs = arguments.call(inputs)
         with Factories(self):
-            result = self.root.forward(*args, **kwargs)
+            result = (self.root if own_call(self.root) else self.root.forward)(*args, **kwargs)
         require_plain(result)
         self._require_unrefused(0)
         return self.create_arg(result)
@@ -215,10 +215,8 @@ class _Tracer(fx.Tracer):
 
     def _prepare(self, module: nn.Module, path: str) -> None:
         """Give the instance a forward that records."""
-        has_hooks, overridden = hooked(module), own_call(module)
-        if (has_hooks or overridden) and path == "":
-            raise Untraceable("it has hooks, or a __call__ of its own")
-        leaf = path != "" and (path in self._opaque or has_hooks or self._is_leaf(module))
+        has_hooks, overridden = hooked(module) and path != "", own_call(module)
+        leaf = has_hooks or (path != "" and (path in self._opaque or self._is_leaf(module)))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
         elif leaf and isinstance(module, torch.jit.ScriptModule):
