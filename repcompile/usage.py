@@ -95,18 +95,28 @@ class Usage:
         named = self._modules[path]._modules.items()
         return frozenset((f"{path}.{name}".lstrip("."), 0) for name, child in named if child is not None)
 
-    def elements(self, value: Held) -> Held:
-        """What iterating or indexing gives: what is in a Python container, or the parts of a module."""
+    def elements(self, value: Held, key: Any = None) -> Held:
+        """What iterating or indexing gives: what is in a Python container, or the parts of a module.
+
+        key: the index, where it is known.
+        """
         found = {(path, depth - 1) for path, depth in value if depth}
         for path, depth in value:
             module = self._modules[path]
             if depth:
                 continue
             if isinstance(module, CONTAINERS) and not _own(type(module), "__iter__", "__getitem__"):
-                found |= self.children(path)
+                found |= self._picked(path, key)
             else:
                 self.look(_itself(path))
         return frozenset(found)
+
+    def _picked(self, path: str, key: Any) -> Held:
+        names = list(self._modules[path]._modules)
+        if type(key) is int and -len(names) <= key < len(names):
+            key = names[key]
+        found = self.children(path)
+        return found & _itself(f"{path}.{key}".lstrip(".")) if key in names else found
 
     def wrapped(self, value: Held, levels: int) -> Held:
         """What a container that holds the value in so many levels holds."""
@@ -354,7 +364,7 @@ class _Reading:
             return self._call(node)
         if isinstance(node, ast.Subscript):
             self._usage.look(self.value(node.slice))
-            found = self._usage.elements(self.value(node.value))
+            found = self._usage.elements(self.value(node.value), _number(node.slice))
             return self._usage.wrapped(found, 1) if isinstance(node.slice, ast.Slice) else found
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return self._usage.wrapped(_union(map(self.value, node.elts)), 1)
@@ -540,6 +550,14 @@ def _itself(path: str) -> Held:
 
 def _union(values: Iterable[Held]) -> Held:
     return frozenset().union(*values)
+
+
+def _number(node: ast.AST) -> Any:
+    """The number or text that is written there, None if there is something else."""
+    try:
+        return ast.literal_eval(node)  # type: ignore[arg-type]
+    except ValueError:
+        return None
 
 
 def _is_super(node: ast.AST) -> bool:
