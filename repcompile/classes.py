@@ -70,7 +70,9 @@ def _uses_module(hook: Any) -> bool:
     if not isinstance(function, FunctionType) or function.__code__.co_argcount <= place:
         return True
     name = function.__code__.co_varnames[place]
-    read = {i.argval for i in dis.get_instructions(function.__code__) if i.opname.startswith(("LOAD", "STORE", "DELETE"))}
+    read = {
+        i.argval for i in dis.get_instructions(function.__code__) if i.opname.startswith(("LOAD", "STORE", "DELETE"))
+    }
     return any(name in (found if isinstance(found, tuple) else (found,)) for found in read)
 
 

@@ -63,7 +63,10 @@ class Constants:
         with torch.no_grad():
             dtype = _run(node, dict(zip(leaves, tensors, strict=True))).dtype
             other = torch.float32 if dtype == torch.float64 else torch.float64
-            others = [t.to(other) if self._follows(leaf) and t.is_floating_point() else t for leaf, t in zip(leaves, tensors, strict=True)]
+            others = [
+                t.to(other) if self._follows(leaf) and t.is_floating_point() else t
+                for leaf, t in zip(leaves, tensors, strict=True)
+            ]
             try:
                 again = _run(node, dict(zip(leaves, others, strict=True)))
             except (RuntimeError, TypeError, ValueError):  # of the user's forward, which takes no other dtype

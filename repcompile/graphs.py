@@ -45,7 +45,9 @@ def given_back(module: fx.GraphModule, attributes: Mapping[str, Any]) -> None:
 
 def _unregistered(module: fx.GraphModule) -> dict[str, Any]:
     tensors = {name for name, value in vars(module).items() if isinstance(value, Tensor)}
-    return {name: vars(module)[name] for name in (*vars(module).get(KEEPS, ()), *tensors, KEEPS) if name in vars(module)}
+    return {
+        name: vars(module)[name] for name in (*vars(module).get(KEEPS, ()), *tensors, KEEPS) if name in vars(module)
+    }
 
 
 KEEPS = "_keeps"  # names of attributes that copies have too

@@ -34,7 +34,9 @@ class HandedOver(Value):
         raise self._refused()
 
     def _refused(self) -> Exception:
-        refusal: Exception = vars(self)["tracer"].refusal(f"looks at a list or dict that {vars(self)['path']} may have changed")
+        refusal: Exception = vars(self)["tracer"].refusal(
+            f"looks at a list or dict that {vars(self)['path']} may have changed"
+        )
         return refusal
 
 
@@ -46,7 +48,9 @@ def hand_over(arguments: Any, path: str, tracer: Any) -> None:
     """
     for container in list(_containers(arguments)):
         if type(container) not in (list, dict) or not any(isinstance(item, Value) for item in _leaves(container)):
-            raise tracer.refusal(f"passes a {type(container).__name__} to {path}, which stays Python and might change it")
+            raise tracer.refusal(
+                f"passes a {type(container).__name__} to {path}, which stays Python and might change it"
+            )
         keys = range(len(container)) if isinstance(container, list) else list(container)
         for key in keys:
             container[key] = HandedOver(path, tracer)

@@ -23,7 +23,7 @@ NONE: Held = frozenset()
 DEPTH = 4  # of containers in containers
 
 PLACES = 4  # of a function's `*args` that are told apart
-ITERATING = {list: 1, tuple: 1, set: 1, iter: 1, reversed: 1, sorted: 1, enumerate: 2, zip: 2, next: 0}
+ITERATING: dict[Any, int] = {list: 1, tuple: 1, set: 1, iter: 1, reversed: 1, sorted: 1, enumerate: 2, zip: 2, next: 0}
 HARMLESS = (len, bool, callable, range)
 LISTING = {"items": 2, "values": 1, "keys": 1, "children": 1, "named_children": 2}  # of modules
 PICKING = {"items": 1, "values": 0, "keys": 0, "copy": 0, "get": -1, "pop": -1}  # of lists and dicts
@@ -439,11 +439,11 @@ class _Reading:
         """(values by position, what else may be at any position)"""
         many = self._source.tree.args.vararg
         *front, last = args or [ast.Constant(None)]
-        if many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many.arg:
-            if not any(isinstance(arg, ast.Starred) for arg in front):
-                own = [self._usage.known(self._source, f"*{place}") for place in range(PLACES)]
-                rest = self._usage.elements(self._usage.known(self._source, many.arg)) - _union(own)
-                return [*map(self.value, front), *own], rest
+        passed_on = many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many.arg
+        if many is not None and passed_on and not any(isinstance(arg, ast.Starred) for arg in front):
+            own = [self._usage.known(self._source, f"*{place}") for place in range(PLACES)]
+            rest = self._usage.elements(self._usage.known(self._source, many.arg)) - _union(own)
+            return [*map(self.value, front), *own], rest
         plain = [self.value(arg) for arg in args if not isinstance(arg, ast.Starred)]
         return plain, _union(self.value(arg) for arg in args if isinstance(arg, ast.Starred))
 
@@ -481,9 +481,7 @@ class _Reading:
             return NONE
         return self._usage.elements(held) if PICKING[name] < 0 else self._usage.wrapped(held, PICKING[name])
 
-    def _method(
-        self, path: str, name: str, plain: list[Held], named: Any, starred: Held, everything: Held
-    ) -> Held:
+    def _method(self, path: str, name: str, plain: list[Held], named: Any, starred: Held, everything: Held) -> Held:
         module = self._usage._modules[path]
         if module._modules.get(name) is not None:
             return self._called(self._usage.attribute(path, name), plain, named, starred, everything)
@@ -503,9 +501,7 @@ class _Reading:
             return NONE
         return _union(self._usage.run_method(path, "forward", plain, named, starred) for path, _ in owners)
 
-    def _call_of_super(
-        self, name: str, plain: list[Held], named: Any, starred: Held, everything: Held
-    ) -> Held:
+    def _call_of_super(self, name: str, plain: list[Held], named: Any, starred: Held, everything: Held) -> Held:
         own = self._source.positional[:1]
         selves = self._usage.known(self._source, own[0]) if own else NONE
         found = NONE

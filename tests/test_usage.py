@@ -72,7 +72,7 @@ class Names(Parts):
 
 
 class Keeps(Parts):
-    def heads(self) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, Any]:
         return {"first": self.units, "second": self.named}
 
     @property
@@ -102,7 +102,8 @@ class Asks(Parts):
 
 class Looks(Parts):
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        scale = self.units[0][0].weight.abs().mean()
+        units: Any = self.units
+        scale = units[0][0].weight.abs().mean()
         return [self.units[0](x) * scale + self.units[1](x) for x in xs]
 
 
