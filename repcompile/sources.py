@@ -17,7 +17,7 @@ Tree = ast.FunctionDef | ast.AsyncFunctionDef
 class Source:
     """A function, its tree, and the names of its parameters."""
 
-    function: FunctionType
+    function: Any
     tree: Tree
 
     @property
