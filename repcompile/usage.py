@@ -7,12 +7,14 @@ be, or may hold in a container. Every function is read until nothing is new, wha
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from repcompile.classes import CONTAINERS, hooks_of
 from repcompile.copies import plain_attributes
@@ -160,14 +162,10 @@ class Usage:
             return NONE
         if held is None and not isinstance(function, classmethod | staticmethod):
             arguments = ([_itself(path), *(arguments[0] if arguments else ())], *arguments[1:])
-        if held is not None and not isinstance(held, FunctionType):
-            self.look(self._held_by(held))
-            return NONE
-        if isinstance(function, BuiltinFunctionType):
-            return NONE
         result = None if _torch(function) else self.call(function, *arguments)
         if result is None:
-            self.look(_itself(path))
+            given = arguments if held is not None or isinstance(function, BuiltinFunctionType) else ()
+            self.look(self._held_by(held) | _passed(*given) if given or held is not None else _itself(path))
         return result or NONE
 
     def _result(self, path: str, function: Any) -> Held:
@@ -186,6 +184,8 @@ class Usage:
         if isinstance(value, nn.Module):
             return frozenset((path, 0) for path, module in self._modules.items() if module is value and value._modules)
         inside: list[Any] = [getattr(value, "__self__", None), getattr(value, "func", None)]
+        if isinstance(value, FunctionType):
+            inside += [*_contents(value), *(value.__defaults__ or ())]
         if isinstance(value, dict | list | tuple | set):
             inside += value.values() if isinstance(value, dict) else value
         elif not isinstance(value, type | ModuleType | FunctionType):
@@ -454,6 +454,9 @@ class _Reading:
             return self._call_of_super(function.attr, plain, named, starred, everything)
         owners = self.value(function.value)
         held = frozenset(pair for pair in owners if pair[1])
+        meaning = self._global(function)
+        if meaning is not None:
+            return self._call_of_known(meaning, node, plain, named, starred, everything)
         if function.attr in ("parameters", "buffers") and self._asks_for_kind(node, owners):
             return NONE
         if held or not owners:
@@ -499,6 +502,8 @@ class _Reading:
         """What calling modules gives: nothing that is a module, unless one of them is given some."""
         if not everything:
             return NONE
+        if not owners:
+            self._usage.look(everything)
         return _union(self._usage.run_method(path, "forward", plain, named, starred) for path, _ in owners)
 
     def _call_of_super(self, name: str, plain: list[Held], named: Any, starred: Held, everything: Held) -> Held:
@@ -520,14 +525,33 @@ class _Reading:
         self, node: ast.Call, name: str, plain: list[Held], named: Any, starred: Held, everything: Held
     ) -> Held:
         meaning = None if name in self._inner else self._source.meaning(name)
-        if not everything or meaning in HARMLESS:
+        return self._call_of_known(meaning, node, plain, named, starred, everything)
+
+    def _global(self, node: ast.AST) -> Any:
+        """What `package.module.name` means, None if it is no name in a Python module."""
+        if isinstance(node, ast.Name):
+            return None if self._usage.known(self._source, node.id) else self._source.meaning(node.id)
+        owner = self._global(node.value) if isinstance(node, ast.Attribute) else None
+        return (
+            getattr(owner, node.attr, None)
+            if isinstance(owner, ModuleType) and isinstance(node, ast.Attribute)
+            else None
+        )
+
+    def _call_of_known(
+        self, meaning: Any, node: ast.Call, plain: list[Held], named: Any, starred: Held, everything: Held
+    ) -> Held:
+        if not everything or any(meaning is function for function in HARMLESS):
             return NONE
-        if meaning in ITERATING:
-            return self._usage.wrapped(self._usage.elements(everything), ITERATING[meaning])
+        levels = next((levels for function, levels in ITERATING.items() if function is meaning), None)
+        if levels is not None:
+            return self._usage.wrapped(self._usage.elements(everything), levels)
+        if meaning is checkpoint and plain:  # calls its first argument with the others
+            return self._called(plain[0], plain[1:], named, starred, _passed(plain[1:], named, starred))
         if meaning is getattr and isinstance(node.args[0], ast.expr):
             wanted = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
             return _union(self._named(path, wanted) for path, _ in plain[0]) | _union(plain[1:])
-        if meaning in (isinstance, hasattr, type, id):
+        if any(meaning is function for function in (isinstance, hasattr, type, id)):
             self._enter(everything)
             return NONE
         result = self._usage.call(meaning, plain, named, starred)
@@ -538,6 +562,18 @@ class _Reading:
     def _named(self, path: str, name: Any) -> Held:
         """What `getattr(module, name)` gives; any part, if the name is not known."""
         return self._usage.children(path) if name is None else self._usage.attribute(path, name)
+
+
+def _passed(args: Iterable[Held] = (), kwargs: Iterable[tuple[Any, Held]] = (), starred: Held = NONE) -> Held:
+    """All modules among the arguments of `Usage.call`."""
+    return _union((*args, *(value for _, value in kwargs), starred))
+
+
+def _contents(function: FunctionType) -> Iterator[Any]:
+    """What the names from around a function mean."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing was assigned to it yet
+            yield cell.cell_contents
 
 
 def _itself(path: str) -> Held:
