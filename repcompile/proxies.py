@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.fx.node import map_aggregate
 from torch.overrides import is_tensor_method_or_property
 
 from repcompile.frames import callee, unpacked
+
+FX = os.path.dirname(fx.__file__)
 
 
 class Value:
@@ -133,7 +136,10 @@ class ResultValue(TensorValue):
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         frame = inspect.currentframe()
-        if callee(frame.f_back if frame else None) in ("isinstance", "", None):
+        asking = frame.f_back if frame else None
+        if asking is not None and asking.f_code.co_filename.startswith(FX):
+            return type(self)
+        if callee(asking) in ("isinstance", "", None):
             raise self.tracer.refusal("asks for the class of what a module that stays Python returns")
         return type(self)
 
