@@ -10,6 +10,7 @@ import ast
 import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -358,6 +359,8 @@ class _Reading:
         if isinstance(node, ast.Constant):
             return NONE
         if isinstance(node, ast.Attribute):
+            if _is_super(node.value):  # called by nobody knows whom
+                self._usage.look(self._call_of_super(node.attr, [], [], NONE, NONE))
             owners = self.value(node.value)
             return _union(self._usage.attribute(path, node.attr) for path, depth in owners if not depth)
         if isinstance(node, ast.Call):
@@ -509,6 +512,8 @@ class _Reading:
     def _call_of_super(self, name: str, plain: list[Held], named: Any, starred: Held, everything: Held) -> Held:
         own = self._source.positional[:1]
         selves = self._usage.known(self._source, own[0]) if own else NONE
+        if not selves:
+            self._usage.look(everything)
         found = NONE
         for path, _ in selves:
             function = self._usage.overridden(path, name, self._source)
@@ -548,6 +553,11 @@ class _Reading:
             return self._usage.wrapped(self._usage.elements(everything), levels)
         if meaning is checkpoint and plain:  # calls its first argument with the others
             return self._called(plain[0], plain[1:], named, starred, _passed(plain[1:], named, starred))
+        if meaning is partial and isinstance(node.args[0], ast.Name):
+            meaning, plain = self._global(node.args[0]), plain[1:]  # called later by nobody knows whom
+            result = self._usage.call(meaning, plain, named, starred)
+            self._usage.look(everything if result is None else result)
+            return NONE
         if meaning is getattr and isinstance(node.args[0], ast.expr):
             wanted = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
             return _union(self._named(path, wanted) for path, _ in plain[0]) | _union(plain[1:])

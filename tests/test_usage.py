@@ -146,6 +146,26 @@ class Activated(Parts):
         return [checkpoint.checkpoint(self.single, self.doubled(self.act(x)), use_reentrant=False) for x in xs]
 
 
+def later(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, self, **kwargs)(*args)
+
+    return wrapper
+
+
+class Later(Parts):
+    @later
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) for x in xs]
+
+
+class Above(Looks):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        above = super().forward
+        return [self.single(x) for x in above(xs)]
+
+
 class Getters(Parts):
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         weight = operator.attrgetter("block.body")(self)[0].weight
@@ -205,6 +225,8 @@ CASES: dict[str, tuple[Build, list[str]]] = {
     "behind a decorator": (Decorated, ["units", *UNTOUCHED]),
     "with functions for attributes": (lambda: Activated(False), ["units", *UNTOUCHED]),
     "with a function that knows it": (lambda: Activated(True), []),
+    "called later": (Later, ["units", *UNTOUCHED]),
+    "by way of a method above": (Above, ["units.0.1", "units.0.2", "units.1", *UNTOUCHED]),
     "asked by a getter": (Getters, []),
     "a container of its own": (lambda: Container({"a": unit(), "b": unit()}), ["a", "b"]),
     "all parameters are read": (Everything, []),
