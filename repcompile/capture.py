@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from repcompile.arguments import Arguments, arguments_of
 from repcompile.classes import hooked, torch_class, unconcerned
 from repcompile.copies import plain_attributes
+from repcompile.defaults import Specialized
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
@@ -70,6 +71,8 @@ def capture(
     cannot be traced.
     """
     _require_eval(model)
+    if isinstance(model, Specialized):
+        raise Untraceable("it is fused already, for one way of calling it")
     arguments = arguments_of(type(model).__name__, entry(model), example_inputs)
     if hooked(model) and (own_call(model) or not arguments.only_one or not unconcerned(model)):
         raise Untraceable("it has hooks, which see its inputs and outputs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,8 +61,8 @@ class Specialized(Fused):
             raise ModelError("the fused model is called in a way that it was not compiled for")
         if others.stale or others.versions != _versions(self):
             raise ModelError(
-                "the fused model is called in a way that it was not compiled for, which the unfused model would answer; "
-                "but the weights have changed since it was fused: fuse the model that has the new ones"
+                "the fused model is called in a way that it was not compiled for, and the weights have changed since "
+                "it was fused, so that the unfused one cannot answer: fuse the model that has the new weights"
             )
         return others.model
 
@@ -79,13 +79,13 @@ class Specialized(Fused):
             others.stale |= changed
         return self
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         if self.others is not None:
             mine = self.state_dict()
             given = {name: state_dict.get(f"{prefix}{name}") for name in mine}
             same = all(value is None or _same(value, mine[name]) for name, value in given.items())
             self.others.stale |= not same or self.others.versions != _versions(self)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Specialized:
         result: Any = super().__deepcopy__(memo)

@@ -70,6 +70,8 @@ def restore(given: Contents) -> None:
 
 def _containers(value: Any) -> Iterator[Any]:
     """Everything among nested arguments that a callee can change and that is no tensor, outer ones first."""
+    if isinstance(value, Value):
+        return
     if _is_record(value):
         frozen = type(value).__dataclass_params__.frozen
         yield from (_inside(vars(value)) if frozen else _containers(vars(value)))

@@ -201,7 +201,7 @@ def _new_graph(
         else:
             values[node] = twins[first] = _same_node(graph, node, values)
     constants = ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
-    fixed = {names[node] for node, tensor in settled.items() if facts.constants.keeps_dtype(node)}
+    fixed = {names[node] for node in settled if facts.constants.keeps_dtype(node)}
     return graph, constants, fixed | captured.fixed
 
 

@@ -17,7 +17,7 @@ Tree = ast.FunctionDef | ast.AsyncFunctionDef
 class Source:
     """A function, its tree, and the names of its parameters."""
 
-    function: FunctionType
+    function: Any
     tree: Tree
 
     @property
@@ -45,11 +45,11 @@ class Source:
 
 def source_of(function: Any) -> Source | None:
     """The source of a function, a method or what a static or class method holds; None if nobody knows it."""
-    function = function.__func__ if isinstance(function, MethodType | staticmethod | classmethod) else function
-    if not isinstance(function, FunctionType):
+    found: Any = function.__func__ if isinstance(function, MethodType | staticmethod | classmethod) else function
+    if not isinstance(found, FunctionType):
         return None
-    tree = _tree(function.__code__)
-    return None if tree is None else Source(function, tree)
+    tree = _tree(found.__code__)
+    return None if tree is None else Source(found, tree)
 
 
 @cache

@@ -9,6 +9,7 @@ of its parameters and buffers. A module whose `forward` cannot run on proxies be
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -28,7 +29,7 @@ from repcompile.handover import contents, hand_over, restore
 from repcompile.memo import same_program
 from repcompile.memory import Changed, changes, snapshot
 from repcompile.outputs import require_plain
-from repcompile.proxies import ConstantValue, TensorValue, Value
+from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_type
 from repcompile.reasons import reason_of
 from repcompile.wrappers import own_call, wrapped
@@ -181,10 +182,18 @@ class _Tracer(fx.Tracer):
     # -- what torch.fx asks a tracer ---------------------------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> Any:
+        if self._is_unknown(node):
+            return ResultValue(node, self)
         if not self._is_number(node):
             return TensorValue(node, self)
         self._numbers.add(node)
         return Value(node, self)
+
+    def _is_unknown(self, node: fx.Node) -> bool:
+        """Whether it is what a module that stays Python returns, or an item of that."""
+        while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return node.op == "call_module" and (str(node.target) in self._opaque or str(node.target) in self.failures)
 
     def _is_number(self, node: fx.Node) -> bool:
         """Whether the value is a shape, a size, or computed from sizes alone: then it is not a tensor."""

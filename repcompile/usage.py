@@ -7,12 +7,15 @@ be, or may hold in a container. Every function is read until nothing is new, wha
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from repcompile.classes import CONTAINERS, hooks_of
 from repcompile.copies import plain_attributes
@@ -23,7 +26,7 @@ NONE: Held = frozenset()
 DEPTH = 4  # of containers in containers
 
 PLACES = 4  # of a function's `*args` that are told apart
-ITERATING = {list: 1, tuple: 1, set: 1, iter: 1, reversed: 1, sorted: 1, enumerate: 2, zip: 2, next: 0}
+ITERATING: dict[Any, int] = {list: 1, tuple: 1, set: 1, iter: 1, reversed: 1, sorted: 1, enumerate: 2, zip: 2, next: 0}
 HARMLESS = (len, bool, callable, range)
 LISTING = {"items": 2, "values": 1, "keys": 1, "children": 1, "named_children": 2}  # of modules
 PICKING = {"items": 1, "values": 0, "keys": 0, "copy": 0, "get": -1, "pop": -1}  # of lists and dicts
@@ -95,18 +98,28 @@ class Usage:
         named = self._modules[path]._modules.items()
         return frozenset((f"{path}.{name}".lstrip("."), 0) for name, child in named if child is not None)
 
-    def elements(self, value: Held) -> Held:
-        """What iterating or indexing gives: what is in a Python container, or the parts of a module."""
+    def elements(self, value: Held, key: Any = None) -> Held:
+        """What iterating or indexing gives: what is in a Python container, or the parts of a module.
+
+        key: the index, where it is known.
+        """
         found = {(path, depth - 1) for path, depth in value if depth}
         for path, depth in value:
             module = self._modules[path]
             if depth:
                 continue
             if isinstance(module, CONTAINERS) and not _own(type(module), "__iter__", "__getitem__"):
-                found |= self.children(path)
+                found |= self._picked(path, key)
             else:
                 self.look(_itself(path))
         return frozenset(found)
+
+    def _picked(self, path: str, key: Any) -> Held:
+        names = list(self._modules[path]._modules)
+        if type(key) is int and -len(names) <= key < len(names):
+            key = names[key]
+        found = self.children(path)
+        return found & _itself(f"{path}.{key}".lstrip(".")) if key in names else found
 
     def wrapped(self, value: Held, levels: int) -> Held:
         """What a container that holds the value in so many levels holds."""
@@ -150,14 +163,10 @@ class Usage:
             return NONE
         if held is None and not isinstance(function, classmethod | staticmethod):
             arguments = ([_itself(path), *(arguments[0] if arguments else ())], *arguments[1:])
-        if held is not None and not isinstance(held, FunctionType):
-            self.look(self._held_by(held))
-            return NONE
-        if isinstance(function, BuiltinFunctionType):
-            return NONE
         result = None if _torch(function) else self.call(function, *arguments)
         if result is None:
-            self.look(_itself(path))
+            given = arguments if held is not None or isinstance(function, BuiltinFunctionType) else ()
+            self.look(self._held_by(held) | _passed(*given) if given or held is not None else _itself(path))
         return result or NONE
 
     def _result(self, path: str, function: Any) -> Held:
@@ -176,6 +185,8 @@ class Usage:
         if isinstance(value, nn.Module):
             return frozenset((path, 0) for path, module in self._modules.items() if module is value and value._modules)
         inside: list[Any] = [getattr(value, "__self__", None), getattr(value, "func", None)]
+        if isinstance(value, FunctionType):
+            inside += [*_contents(value), *(value.__defaults__ or ())]
         if isinstance(value, dict | list | tuple | set):
             inside += value.values() if isinstance(value, dict) else value
         elif not isinstance(value, type | ModuleType | FunctionType):
@@ -348,13 +359,15 @@ class _Reading:
         if isinstance(node, ast.Constant):
             return NONE
         if isinstance(node, ast.Attribute):
+            if _is_super(node.value):  # called by nobody knows whom
+                self._usage.look(self._call_of_super(node.attr, [], [], NONE, NONE))
             owners = self.value(node.value)
             return _union(self._usage.attribute(path, node.attr) for path, depth in owners if not depth)
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Subscript):
             self._usage.look(self.value(node.slice))
-            found = self._usage.elements(self.value(node.value))
+            found = self._usage.elements(self.value(node.value), _number(node.slice))
             return self._usage.wrapped(found, 1) if isinstance(node.slice, ast.Slice) else found
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return self._usage.wrapped(_union(map(self.value, node.elts)), 1)
@@ -429,11 +442,11 @@ class _Reading:
         """(values by position, what else may be at any position)"""
         many = self._source.tree.args.vararg
         *front, last = args or [ast.Constant(None)]
-        if many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many.arg:
-            if not any(isinstance(arg, ast.Starred) for arg in front):
-                own = [self._usage.known(self._source, f"*{place}") for place in range(PLACES)]
-                rest = self._usage.elements(self._usage.known(self._source, many.arg)) - _union(own)
-                return [*map(self.value, front), *own], rest
+        passed_on = many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many.arg
+        if many is not None and passed_on and not any(isinstance(arg, ast.Starred) for arg in front):
+            own = [self._usage.known(self._source, f"*{place}") for place in range(PLACES)]
+            rest = self._usage.elements(self._usage.known(self._source, many.arg)) - _union(own)
+            return [*map(self.value, front), *own], rest
         plain = [self.value(arg) for arg in args if not isinstance(arg, ast.Starred)]
         return plain, _union(self.value(arg) for arg in args if isinstance(arg, ast.Starred))
 
@@ -444,6 +457,9 @@ class _Reading:
             return self._call_of_super(function.attr, plain, named, starred, everything)
         owners = self.value(function.value)
         held = frozenset(pair for pair in owners if pair[1])
+        meaning = self._global(function)
+        if meaning is not None:
+            return self._call_of_known(meaning, node, plain, named, starred, everything)
         if function.attr in ("parameters", "buffers") and self._asks_for_kind(node, owners):
             return NONE
         if held or not owners:
@@ -489,11 +505,15 @@ class _Reading:
         """What calling modules gives: nothing that is a module, unless one of them is given some."""
         if not everything:
             return NONE
+        if not owners:
+            self._usage.look(everything)
         return _union(self._usage.run_method(path, "forward", plain, named, starred) for path, _ in owners)
 
     def _call_of_super(self, name: str, plain: list[Held], named: Any, starred: Held, everything: Held) -> Held:
         own = self._source.positional[:1]
         selves = self._usage.known(self._source, own[0]) if own else NONE
+        if not selves:
+            self._usage.look(everything)
         found = NONE
         for path, _ in selves:
             function = self._usage.overridden(path, name, self._source)
@@ -510,14 +530,38 @@ class _Reading:
         self, node: ast.Call, name: str, plain: list[Held], named: Any, starred: Held, everything: Held
     ) -> Held:
         meaning = None if name in self._inner else self._source.meaning(name)
-        if not everything or meaning in HARMLESS:
+        return self._call_of_known(meaning, node, plain, named, starred, everything)
+
+    def _global(self, node: ast.AST) -> Any:
+        """What `package.module.name` means, None if it is no name in a Python module."""
+        if isinstance(node, ast.Name):
+            return None if self._usage.known(self._source, node.id) else self._source.meaning(node.id)
+        owner = self._global(node.value) if isinstance(node, ast.Attribute) else None
+        return (
+            getattr(owner, node.attr, None)
+            if isinstance(owner, ModuleType) and isinstance(node, ast.Attribute)
+            else None
+        )
+
+    def _call_of_known(
+        self, meaning: Any, node: ast.Call, plain: list[Held], named: Any, starred: Held, everything: Held
+    ) -> Held:
+        if not everything or any(meaning is function for function in HARMLESS):
             return NONE
-        if meaning in ITERATING:
-            return self._usage.wrapped(self._usage.elements(everything), ITERATING[meaning])
+        levels = next((levels for function, levels in ITERATING.items() if function is meaning), None)
+        if levels is not None:
+            return self._usage.wrapped(self._usage.elements(everything), levels)
+        if meaning is checkpoint and plain:  # calls its first argument with the others
+            return self._called(plain[0], plain[1:], named, starred, _passed(plain[1:], named, starred))
+        if meaning is partial and isinstance(node.args[0], ast.Name):
+            meaning, plain = self._global(node.args[0]), plain[1:]  # called later by nobody knows whom
+            result = self._usage.call(meaning, plain, named, starred)
+            self._usage.look(everything if result is None else result)
+            return NONE
         if meaning is getattr and isinstance(node.args[0], ast.expr):
             wanted = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
             return _union(self._named(path, wanted) for path, _ in plain[0]) | _union(plain[1:])
-        if meaning in (isinstance, hasattr, type, id):
+        if any(meaning is function for function in (isinstance, hasattr, type, id)):
             self._enter(everything)
             return NONE
         result = self._usage.call(meaning, plain, named, starred)
@@ -530,12 +574,32 @@ class _Reading:
         return self._usage.children(path) if name is None else self._usage.attribute(path, name)
 
 
+def _passed(args: Iterable[Held] = (), kwargs: Iterable[tuple[Any, Held]] = (), starred: Held = NONE) -> Held:
+    """All modules among the arguments of `Usage.call`."""
+    return _union((*args, *(value for _, value in kwargs), starred))
+
+
+def _contents(function: FunctionType) -> Iterator[Any]:
+    """What the names from around a function mean."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing was assigned to it yet
+            yield cell.cell_contents
+
+
 def _itself(path: str) -> Held:
     return frozenset(((path, 0),))
 
 
 def _union(values: Iterable[Held]) -> Held:
     return frozenset().union(*values)
+
+
+def _number(node: ast.AST) -> Any:
+    """The number or text that is written there, None if there is something else."""
+    try:
+        return ast.literal_eval(node)  # type: ignore[arg-type]
+    except ValueError:
+        return None
 
 
 def _is_super(node: ast.AST) -> bool:

@@ -102,12 +102,39 @@ def test_what_is_fixed_is_what_no_tensor_is_in() -> None:
     assert found.values((1,), {}) is None
 
 
-def test_nothing_but_optional_arguments_needs_examples() -> None:
+def test_a_model_of_optional_arguments_is_called_with_the_first() -> None:
     def forward(x: Any = None, labels: Any = None) -> None: ...
+    def counted(depth: int = 3) -> None: ...
 
-    with pytest.raises(Untraceable, match="example_inputs tell how"):
-        arguments_of("Model", forward)
-    assert arguments_of("Model", forward, (X,)).inputs == ("x",)
+    assert arguments_of("Model", forward) == arguments_of("Model", forward, (X,))
+    assert arguments_of("Model", forward).inputs == ("x",)
+    with pytest.raises(Untraceable, match="takes no argument by name"):
+        arguments_of("Model", counted)
+
+
+def test_starred_arguments_are_as_many_as_in_the_example() -> None:
+    def forward(x: Any, *more: Any) -> None: ...
+    def starred(*xs: Any) -> None: ...
+
+    assert arguments_of("Model", forward).values((1, 2), {}) is None
+    found = arguments_of("Model", forward, (X, X, X))
+    assert found.inputs == ("x", "more_0", "more_1")
+    assert found.call([1, 2, 3]) == ([1, 2, 3], {})
+    assert found.values((1, 2, 3), {}) == [1, 2, 3]
+    assert found.values((1, 2), {}) is None
+    assert arguments_of("Model", starred).inputs == ("xs_0",)
+
+
+def test_keywords_that_the_graph_does_not_know_are_for_the_model() -> None:
+    class Open(Net):
+        def forward(self, x: Tensor, **options: Any) -> Any:
+            return self.function(self, x) * options.get("scale", 1)
+
+    model = made(lambda: Open(lambda m, x: m.norm(m.conv(x)), **parts()))
+    for fused in (fuse(model), fuse(model, (X,))):
+        assert run_by(fused)[0] == "conv"
+        assert_close(fused(X), model(X))
+        assert_close(fused(X, scale=3), model(X, scale=3))
 
 
 def test_a_model_of_optional_arguments_is_fused_with_examples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from repcompile.constants import Constants
 from repcompile.errors import Inexact
 from tests.test_hostile import (
     Net,
+    assert_close,
     assert_same_call,
     assert_untouched,
     check,
@@ -24,6 +26,7 @@ from tests.test_hostile import (
     image,
     images,
     made,
+    norm,
     parts,
     run_by,
     state_of,
@@ -154,3 +157,32 @@ def test_plain_tensors_are_constants_of_the_time_of_fusing() -> None:
     expected = model(*images()[0])
     model.table["gain"].zero_()  # type: ignore[index, union-attr]
     assert torch.allclose(fused(*images()[0]), expected), "nothing is shared"
+
+
+class Positions(nn.Module):
+    """Adds numbers that it computes in float32 whatever its weights are, and others that follow the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.table = conv(), norm(), gain(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(4, device=self.table.device).to(torch.float32)
+        waves = (10000.0 ** (steps / 3) + self.table.to(torch.float32) * 0).sin()
+        return self.norm(self.conv(x)) + waves.view(1, 4, 1, 1).to(x.dtype) + (self.table * 3).view(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_dtype_that_the_model_chose_stays(again: bool) -> None:
+    model = made(Positions)
+    fused: Any = fuse(fuse(model)) if again else fuse(model)
+    kept = copy.deepcopy(fused)
+    fixed = [name for name, buffer in kept.named_buffers() if buffer.dtype == torch.float32]
+    assert len(fixed) == 1
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        moved = copy.deepcopy(kept).to(dtype)
+        x = image(1, 4, 6, 6).to(dtype)
+        assert moved.get_buffer(fixed[0]).dtype == torch.float32
+        assert {p.dtype for p in moved.parameters()} == {dtype}
+        assert_close(moved(x), copy.deepcopy(model).to(dtype)(x), 30 * torch.finfo(dtype).eps)
+    assert_close(fused(image(2, 4, 9, 8)), model(image(2, 4, 9, 8)))

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repcompile import ModelError, fuse
+from repcompile import ModelError, explain, fuse
 from repcompile.classes import torch_class
 from tests.test_hostile import (
     Net,
     Undecided,
+    assert_close,
     assert_same_call,
     assert_untouched,
     check,
@@ -674,3 +675,21 @@ def test_autocast_inside_the_model_stays() -> None:
     model = made(lambda: nn.Sequential(Net(cast, conv=conv()), conv())).float()
     x = image(1, 4, 6, 6).float()
     assert_same_call(model, fuse(model), (x,), tolerance=1e-6)
+
+
+def test_the_class_of_what_stays_python_is_not_known() -> None:
+    """A module that stays Python may return anything; a parent that asks what it is stays Python too."""
+
+    class Two(Undecided):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    def first(m: Any, x: Tensor) -> Tensor:
+        y = m.two(m.body(x))
+        return y[0] if isinstance(y, tuple) else y
+
+    model = made(lambda: Net(first, two=Two(), body=nn.Sequential(conv(), norm())))
+    fused = fuse(model)
+    for call in images():
+        assert_close(fused(*call), model(*call))
+    assert "asks for the class of what a module that stays Python returns" in explain(model).left[0].reason

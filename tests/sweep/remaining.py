@@ -6,7 +6,6 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repcompile import Report
-from repcompile.defaults import Specialized
 
 
 def norms_without_reason(fused: nn.Module, report: Report) -> tuple[str, ...]:
@@ -17,7 +16,7 @@ def norms_without_reason(fused: nn.Module, report: Report) -> tuple[str, ...]:
 
 def norms_left(fused: nn.Module) -> set[str]:
     """Paths of the batch norms, modules or functions, that `fused` runs."""
-    running = dict(_running(fused))
+    running = dict(fused.named_modules())
     modules = {path for path, module in running.items() if isinstance(module, _BatchNorm)}
     return modules | {
         f"{path}.{place}".lstrip(".")
@@ -25,15 +24,6 @@ def norms_left(fused: nn.Module) -> set[str]:
         if isinstance(module, fx.GraphModule)
         for place in _functional(module.graph)
     }
-
-
-def _running(fused: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module but for the copies of the model that stand by for other arguments."""
-    modules = list(fused.named_modules())
-    spare = {f"{path}.otherwise".lstrip(".") for path, module in modules if isinstance(module, Specialized)}
-    for path, module in modules:
-        if spare.isdisjoint(_prefixes(path)):
-            yield path, module
 
 
 def _functional(graph: fx.Graph) -> Iterator[str]:

@@ -1,0 +1,303 @@
+"""What a module that stays Python does with the modules in it, and which of them are compiled on their own."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from repcompile import fuse
+from repcompile.opaque import exchangeable_children
+from tests.test_hostile import assert_close, assert_untouched, conv, image, made, norm, state_of
+
+Build = Callable[[], nn.Module]
+
+
+def unit() -> nn.Sequential:
+    return nn.Sequential(conv(), norm(), nn.ReLU())
+
+
+class Block(nn.Module):
+    """With an attribute that others read, and a method that others call."""
+
+    index = 1
+
+    def __init__(self, source: int = -1) -> None:
+        super().__init__()
+        self.body = unit()
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + x
+
+    def halved(self, x: Tensor) -> Tensor:
+        return self.body(x) / 2
+
+
+class Parts(nn.Module):
+    """Calls with a list are what no tracing follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.ModuleList([unit(), unit()])
+        self.named = nn.ModuleDict({"a": unit(), "b": unit()})
+        self.block = Block()
+        self.single = unit()
+        self.limit = 3
+
+
+class Iterates(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        for layer in self.units:
+            xs = [layer(x) for x in xs]
+        return xs
+
+
+class Zips(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        for i, (first, second) in enumerate(zip(self.units, self.named.values(), strict=True)):
+            xs = [second(first(x)) + i for x in xs]
+        return xs
+
+
+class Names(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        for name, layer in self.named.items():
+            xs = [layer(x) if name in self.named else x for x in xs]
+        return [self.units[-1](self.units[i](x)) for i, x in enumerate(xs)]
+
+
+class Keeps(Parts):
+    def heads(self) -> dict[str, Any]:
+        return {"first": self.units, "second": self.named}
+
+    @property
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        return self.units[0], self.single
+
+    def run(self, xs: list[Tensor], first: nn.ModuleList, second: nn.ModuleDict) -> list[Tensor]:
+        return [first[0](x) + second["b"](x) for x in xs]
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        todo: list[nn.Module] = []
+        todo.append(self.pair[1])
+        xs = self.run(xs, **self.heads())
+        return [layer(x) for x in xs for layer in reversed(todo)]
+
+
+class Reads(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        source = self.block.source
+        return [self.block(x) + self.block.halved(x) * self.block.index * source for x in xs]
+
+
+class Asks(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.block(x) if self.block.source == -1 and self.block is not None else x for x in xs]
+
+
+class Looks(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        units: Any = self.units
+        scale = units[0][0].weight.abs().mean()
+        return [self.units[0](x) * scale + self.units[1](x) for x in xs]
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)
+
+
+class Passes(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [apply(self.single, x) + sum(map(self.units[0], [x])) for x in xs]
+
+
+def announced(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs) if self.limit > 0 else None
+
+    return wrapper
+
+
+class Decorated(Parts):
+    @announced
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) for x in xs]
+
+
+class Activated(Parts):
+    """With functions for attributes: of torch, of the user's, and one that knows the module."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self.act, self.doubled = F.silu, lambda x: x * 2
+        if knows:
+            self.doubled = lambda x: x * self.block.body[1].weight.sum()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [checkpoint.checkpoint(self.single, self.doubled(self.act(x)), use_reentrant=False) for x in xs]
+
+
+def later(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, self, **kwargs)(*args)
+
+    return wrapper
+
+
+class Later(Parts):
+    @later
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) for x in xs]
+
+
+class Above(Looks):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        above = super().forward
+        return [self.single(x) for x in above(xs)]
+
+
+class Getters(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        weight = operator.attrgetter("block.body")(self)[0].weight
+        return [self.single(x) * weight.sum() for x in xs]
+
+
+class Container(nn.ModuleDict):
+    def forward(self, xs: list[Tensor]) -> dict[str, list[Tensor]]:
+        found = {}
+        for name, layer in self.items():
+            found[name] = xs = [layer(x) for x in xs]
+        return found
+
+
+class Everything(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        total = sum(p.abs().sum() for p in self.parameters())
+        return [self.single(x) * total for x in xs]
+
+
+class Device(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        dtype = next(p.dtype for p in self.parameters())
+        return [self.single(x).to(dtype).to(next(self.parameters()).device) for x in xs]
+
+
+class Iterable(nn.Module):
+    """Iterates in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = unit()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self.first[0].weight])
+
+
+class Custom(Parts):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = Iterable()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) * sum(weight.sum() for weight in self.own) for x in xs]
+
+
+UNTOUCHED = ["block", "named", "single"]
+CASES: dict[str, tuple[Build, list[str]]] = {
+    "iterated": (Iterates, ["units.0", "units.1", *UNTOUCHED]),
+    "zipped and counted": (Zips, ["units.0", "units.1", "named.a", "named.b", "block", "single"]),
+    "by name and by index": (Names, ["units.0", "units.1", "named.a", "named.b", "block", "single"]),
+    "kept in dicts, lists and arguments": (Keeps, ["units.0", "units.1", "named.a", "named.b", "block", "single"]),
+    "a method of it is called": (Reads, ["units", "named", "block.body", "single"]),
+    "a number of it is read": (Asks, ["units", *UNTOUCHED]),
+    "weights of a part are read": (Looks, ["units.0.1", "units.0.2", "units.1", *UNTOUCHED]),
+    "passed to functions": (Passes, ["units.1", "block", "named", "single"]),
+    "behind a decorator": (Decorated, ["units", *UNTOUCHED]),
+    "with functions for attributes": (lambda: Activated(False), ["units", *UNTOUCHED]),
+    "with a function that knows it": (lambda: Activated(True), []),
+    "called later": (Later, ["units", *UNTOUCHED]),
+    "by way of a method above": (Above, ["units.0.1", "units.0.2", "units.1", *UNTOUCHED]),
+    "asked by a getter": (Getters, []),
+    "a container of its own": (lambda: Container({"a": unit(), "b": unit()}), ["a", "b"]),
+    "all parameters are read": (Everything, []),
+    "dtype and device of parameters are asked": (Device, ["units", *UNTOUCHED]),
+    "iterated in a way of its own": (Custom, ["units", *UNTOUCHED]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_only_called_is_exchanged(name: str) -> None:
+    build, expected = CASES[name]
+    assert sorted(path for path, _ in exchangeable_children(made(build))) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_that_stays_python_computes_what_it_did(name: str) -> None:
+    model = made(CASES[name][0])
+    before = state_of(model)
+    fused = fuse(model)
+    assert_untouched(model, before)
+    for seed, size in ((0, 7), (1, 10)):
+        xs = [image(2, 4, size, size + 1, seed=seed), image(1, 4, size, 5, seed=seed + 2)]
+        assert_close(fused(list(xs)), model(list(xs)))
+    norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) < sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) or not CASES[name][1]
+    assert isinstance(fused, type(model))
+
+
+def test_a_part_that_is_exchanged_keeps_its_numbers() -> None:
+    fused: Any = fuse(made(Asks))
+    assert type(fused.block) is not Block
+    assert fused.block.source == -1
+
+
+def test_a_hook_that_looks_into_the_module_counts() -> None:
+    def watch(module: Any, args: Any, output: Any) -> None:
+        assert module.units[0][0].weight.dim() == 4
+
+    model = made(Iterates)
+    model.register_forward_hook(watch)
+    fused = fuse(model)
+    x = image(1, 4, 6, 6)
+    assert_close(fused([x]), model([x]))
+
+
+def test_a_shared_part_stays() -> None:
+    class Shares(Parts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = self.single
+
+        def forward(self, xs: list[Tensor]) -> list[Tensor]:
+            return [self.single(x) + self.again(x) for x in xs]
+
+    assert {"single", "again"}.isdisjoint(path for path, _ in exchangeable_children(Shares()))
+
+
+def test_an_object_that_knows_the_module_may_look_into_it() -> None:
+    class Helper:
+        def __init__(self, model: nn.Module) -> None:
+            self.model = model
+
+        def scale(self) -> Tensor:
+            return torch.stack([p.sum() for p in self.model.parameters()]).sum()
+
+    class Helped(Parts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.helper = Helper(self)
+
+        def forward(self, xs: list[Tensor]) -> list[Tensor]:
+            return [self.single(x) * self.helper.scale() for x in xs]
+
+    assert not list(exchangeable_children(Helped()))
