@@ -6,7 +6,7 @@ from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
 from repcompile.report import Report
-from repcompile.rules import DEFAULT, RuleSet, affine_rule, layout_rule, shape_rule
+from repcompile.rules import DEFAULT, RuleSet, affine_rule, layout_rule, load_rules, shape_rule
 from repcompile.verify import Check, verify
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "explain",
     "fuse",
     "layout_rule",
+    "load_rules",
     "shape_rule",
     "verify",
 ]

@@ -15,7 +15,7 @@ from repcompile.capture import Captured, capture
 from repcompile.copies import duplicate
 from repcompile.cost import CostModel, Roofline
 from repcompile.defaults import specialized
-from repcompile.errors import ModelError, Untraceable, VerificationError
+from repcompile.errors import ModelError, RuleError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
 from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
@@ -25,12 +25,21 @@ from repcompile.regions import Region, candidate_regions
 from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
-from repcompile.rules import DEFAULT, RuleSet
+from repcompile.rules import DEFAULT, RuleSet, load_rules
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
 
 Inputs = Sequence[Any]
+Rules = RuleSet | str  # the name of rules that a package offers means those on top of `DEFAULT`
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is known of operators, and what these cost."""
+
+    rules: RuleSet
+    cost: CostModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ def compile_model(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
 ) -> Compilation:
     """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
@@ -76,17 +85,23 @@ def compile_model(
     if isinstance(model, ExportedProgram):
         model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    result = _rounds(model, example_inputs, rules, cost or Roofline())
+    result = _rounds(model, example_inputs, Options(_known(rules), cost or Roofline()))
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 
 
-def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
+def _known(rules: Rules) -> RuleSet:
+    if not isinstance(rules, RuleSet | str):
+        raise RuleError(f"rules is a RuleSet, as in DEFAULT + [mine], or a name; got {type(rules).__name__}")
+    return DEFAULT + load_rules(rules) if isinstance(rules, str) else rules
+
+
+def _rounds(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
     try:
-        first = _one_round(model, example_inputs, rules, cost)
+        first = _one_round(model, example_inputs, options)
     except Untraceable as reason:
-        return _around(model, str(reason), rules, cost)
+        return _around(model, str(reason), options)
     if first.facts.truncated and first.rewritten:
-        later = _rounds(first.module, _inputs_of(first, example_inputs), rules, cost)
+        later = _rounds(first.module, _inputs_of(first, example_inputs), options)
         first = replace(first, module=later.module, later=later)
     return replace(first, module=_callable_as(model, first))
 
@@ -105,20 +120,20 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
     return specialized(result.module, model, arguments)
 
 
-def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
-    captured = canonicalize(capture(model, rules.module_classes, example_inputs))
+def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
+    captured = canonicalize(capture(model, options.rules.module_classes, example_inputs))
     known = _measured(captured, model, example_inputs)
-    captured, facts = _understood(captured, rules, known)  # legality: no weight is read
+    captured, facts = _understood(captured, options.rules, known)  # legality: no weight is read
     regions = candidate_regions(captured, facts, known)
-    inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
+    inner = _inside({path: captured.modules[path] for path in captured.opaque}, options)
     parts = {path: part.module for path, part in inner.items()}
-    plan, failed, tried = choose(regions, cost), list[Rollback](), dict[Region, Emission]()  # profit
+    plan, failed, tried = choose(regions, options.cost), list[Rollback](), dict[Region, Emission]()  # profit
     rewriting = partial(rewrite, captured, facts, inner=parts, known=tried)
     module, rewritten, rollbacks = rewriting(plan)  # values: folded once, in float64
     while rollbacks:  # what could not be accepted makes room for what it overlapped
         failed += rollbacks
         broken = {_identity(item.region) for item in failed}
-        plan = choose([region for region in regions if _identity(region) not in broken], cost)
+        plan = choose([region for region in regions if _identity(region) not in broken], options.cost)
         module, rewritten, rollbacks = rewriting(plan)
     return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
 
@@ -138,24 +153,24 @@ def _understood(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tupl
     return captured, facts
 
 
-def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> Compilation:
+def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
     """A model whose own forward stays Python: a copy, with compiled children."""
     captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
-    inner = _inside({"": model}, rules, cost)
+    inner = _inside({"": model}, options)
     module = duplicate(model)
     for path, part in inner.items():
         module.set_submodule(path, part.module)
-    return Compilation(captured, affine_facts(captured, rules), Plan(()), module, (), (), inner=inner)
+    return Compilation(captured, affine_facts(captured, options.rules), Plan(()), module, (), (), inner=inner)
 
 
-def _inside(modules: Mapping[str, nn.Module], rules: RuleSet, cost: CostModel) -> dict[str, Compilation]:
+def _inside(modules: Mapping[str, nn.Module], options: Options) -> dict[str, Compilation]:
     """Compilations of what modules that stay Python call, as far outside as possible."""
     inner: dict[str, Compilation] = {}
     for path, module in modules.items():
         for name, child in exchangeable_children(module):
             place = f"{path}.{name}".lstrip(".")
             try:
-                part = _rounds(child, None, rules, cost)
+                part = _rounds(child, None, options)
             except ModelError:  # in training mode, or not to be copied: as it is
                 continue
             if part.report.fused:
@@ -168,7 +183,7 @@ def fuse(
     model: nn.Module,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
 ) -> nn.Module: ...
 @overload
@@ -176,14 +191,14 @@ def fuse(
     model: ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
 ) -> ExportedProgram: ...
 def fuse(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
 ) -> nn.Module | ExportedProgram:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
@@ -195,7 +210,8 @@ def fuse(
     and what torch.compile returns are taken off.
     example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared. Without,
     arguments that have a default keep it; calls that differ run a copy of the model as it was.
-    rules: what is known of each operator.  cost: what operators cost; `Roofline()` unless given.
+    rules: what is known of each operator; `DEFAULT + [mine]`, or the name of rules that an installed package offers.
+    cost: what operators cost; `Roofline()` unless given.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
     """
     module = compile_model(model, example_inputs, rules=rules, cost=cost).module
@@ -206,7 +222,7 @@ def explain(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
 ) -> Report:
     """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""

@@ -29,8 +29,6 @@ from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named
 from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
-STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
-ELEMENTWISE = ("add", "sub", "mul", "div")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
@@ -307,7 +305,7 @@ class _Interpreter:
                 break
         if refused is not None:
             self._refusals.append(refused)
-        if facts and rule.name in STRICT:
+        if facts and rule.strict:
             self._learn_channels(values[0], facts[0])
         if affine or (len(values) == 1 and node not in self._found):
             self._found[node] = rule
@@ -417,7 +415,7 @@ class _Interpreter:
 
     def _elementwise(self, node: fx.Node) -> bool:
         rule = self._rules.find(node, self._captured, "affine")
-        return rule is not None and rule.name in ELEMENTWISE
+        return rule is not None and rule.elementwise
 
 
 def _widened(shape: Shape, x: Affine) -> Shape:

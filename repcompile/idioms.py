@@ -133,7 +133,7 @@ def branches_of(region: Region, facts: Facts) -> tuple[str, ...] | None:
         found: list[tuple[bool, tuple[str, ...]]] = []
         operands = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in ways]
         for index, operand in enumerate(operands):
-            negative = facts.rules[node].name == "sub" and index == 1 and len(operands) > 1
+            negative = facts.rules[node].subtracts and index == 1 and len(operands) > 1
             words = () if len(operands) > 1 else _words(node, facts)
             found += [(sign != negative, (*way, *words)) for sign, way in ways[operand]]
         if len(found) > MOST_BRANCHES:
@@ -147,23 +147,16 @@ def _words(node: fx.Node, facts: Facts) -> tuple[str, ...]:
     rule = facts.rules[node]
     if rule.kind == "layout" or not facts.maps[node]:
         return ()
-    return _word(rule.name.removesuffix("_module"), facts.maps[node][0].map)
+    return _word(rule.word, facts.maps[node][0].map)
 
 
-def _word(rule: str, x: Map) -> tuple[str, ...]:
+def _word(word: str, x: Map) -> tuple[str, ...]:
     if isinstance(x, Uniform):
         return () if x.is_identity else ("scale",)
     sizes = "x".join(str(axis.size) for axis in x.axes)
-    simple = {"batch_norm": "norm", "mul": "scale", "div": "scale", "add": "shift", "sub": "shift", "linear": "linear"}
-    if rule in simple:
-        return (simple[rule],)
-    if rule == "average_pool":
-        return (f"pool{sizes}",)
-    if rule.endswith("pad") or rule == "surround":
-        return ("pad",)
-    if x.selects or rule in ("getitem", "cat", "chunk", "split"):
-        return ("pick",)
-    return (_convolution(x, sizes),)
+    if word:
+        return (word if all(axis.size == 1 for axis in x.axes) else word + sizes,)
+    return ("pick",) if x.selects else (_convolution(x, sizes),)
 
 
 def _convolution(x: Affine, sizes: str) -> str:

@@ -25,7 +25,6 @@ from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
 FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
-ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +110,7 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) 
     if source in facts.rules or source.op == "call_module" or source.target in FLOATING:
         return False
     readers = [node for node in nodes if source in node.all_input_nodes]
-    return all(facts.rules[node].name in ARITHMETIC or facts.rules[node].kind == "layout" for node in readers)
+    return all(facts.rules[node].integers or facts.rules[node].kind == "layout" for node in readers)
 
 
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:
@@ -219,7 +218,7 @@ class _Pricing:
             return (self._elementwise(node, 1, whole),)
         if step.path and isinstance(step.map, Uniform):
             return self._of_moving(node, operands[0], step.path[-1], whole)
-        if self.facts.rules[node].name.endswith(("pad", "pad_module", "surround", "getitem")):
+        if self.facts.rules[node].copies:
             return (self._elementwise(node, 1, whole),)
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):

@@ -143,7 +143,7 @@ def report_on(
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:
     """Batch norms that stay and of which nothing was said: what is beside them is not linear, or has other readers."""
     for node, rule in facts.rules.items():
-        if rule.name.startswith("batch_norm") and node not in done and _path(node) not in said:
+        if rule.word == "norm" and node not in done and _path(node) not in said:
             yield Left(_path(node), "batch norm beside no convolution or Linear that could take it in")
 
 

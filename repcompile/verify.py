@@ -18,7 +18,7 @@ from repcompile.capture import Captured
 from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
-from repcompile.facts import ELEMENTWISE, Facts
+from repcompile.facts import Facts
 from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
 from repcompile.paths import Step
 from repcompile.regions import Region
@@ -180,7 +180,7 @@ def _sizes_added(region: Region, facts: Facts) -> dict[str, int]:
     fixed: dict[str, int] = {}
     for node in region.nodes:
         shapes = [shape for value in node.all_input_nodes if (shape := facts.shapes.get(value)) is not None]
-        if facts.rules[node].name not in ELEMENTWISE or len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
+        if not facts.rules[node].elementwise or len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
             continue
         for pair in zip(*shapes, strict=True):
             for size, other in (pair, pair[::-1]):

@@ -6,6 +6,7 @@ from repcompile.rules.emitted import EMITTED
 from repcompile.rules.layout import LAYOUT
 from repcompile.rules.linear import LINEAR
 from repcompile.rules.norm import NORM
+from repcompile.rules.offered import load_rules
 from repcompile.rules.pad import PAD
 from repcompile.rules.pointwise import POINTWISE
 from repcompile.rules.pool import POOL
@@ -17,5 +18,5 @@ DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + E
 
 __all__ = [
     "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT",
-    "SHAPE", "Rule", "RuleSet", "affine_rule", "layout_rule", "shape_rule",
+    "SHAPE", "Rule", "RuleSet", "affine_rule", "layout_rule", "load_rules", "shape_rule",
 ]  # fmt: skip

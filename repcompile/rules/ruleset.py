@@ -1,4 +1,8 @@
-"""Rules are values in a table: one function for each operator, `DEFAULT + [mine]`, the later rule wins."""
+"""Rules are values in a table: one function for each operator, `DEFAULT + [mine]`, the later rule wins.
+
+A rule is on trial unless its set trusts it: what it says is compared with what the operator computes, and a difference
+is an error. Our own rules have passed `repcompile.testing.check_affine_rule`, and are trusted.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from repcompile.capture import Captured
+from repcompile.errors import RuleError
 
 Target = Any  # a module class, a function, or the name of a tensor method
 
@@ -21,7 +26,12 @@ class Rule:
     kind: "affine": operand maps in, map out.  "layout": the input's shape in, `Layout` out.
     "shape": the input's shape in, the output's shape out; for operators that are neither.
     late: it hands the weights on as they are, and does no arithmetic with them.
-    A parameter called `shape` gets the first operand's shape, `shapes` those of all operands, `owner` the node's name.
+    strict: the operator fails on any other number of channels than its map reads, so that it tells how many there are.
+    elementwise: operands are broadcast as torch does it.  integers: it takes integers too, and may turn them into
+    floating point.  copies: it moves numbers and computes nothing, as far as a price is concerned.
+    word: what idioms call it; "" leaves that to its map.  subtracts: its second operand counts negative.
+    A parameter called `shape` gets the first operand's shape, `shapes` those of all operands, `owner` the node's name,
+    `part` the index into the tuple that the operator returns.
     """
 
     kind: str
@@ -29,6 +39,12 @@ class Rule:
     function: Callable[..., Any]
     signature: inspect.Signature
     late: bool = False
+    strict: bool = False
+    elementwise: bool = False
+    integers: bool = False
+    copies: bool = False
+    subtracts: bool = False
+    word: str = ""
 
     @property
     def name(self) -> str:
@@ -52,29 +68,44 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind."""
+    """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind.
+
+    trusted: the rules that are not on trial.
+    """
 
     rules: tuple[Rule, ...] = ()
+    trusted: frozenset[Rule] = frozenset()
     tables: dict[str, dict[Target, Rule]] = field(
         default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
         for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise RuleError(f"a rule set holds what affine_rule and the like return; got {_shown(rule)}")
             self.tables.setdefault(rule.kind, {}).update(dict.fromkeys(rule.targets, rule))
 
     def __add__(self, more: RuleSet | Iterable[Rule]) -> RuleSet:
-        return RuleSet((*self.rules, *more))
+        more = more if isinstance(more, RuleSet) else RuleSet(tuple(more))
+        return RuleSet((*self.rules, *more.rules), self.trusted | more.trusted)
 
     def __sub__(self, fewer: RuleSet | Iterable[Rule]) -> RuleSet:
-        dropped = set(map(id, fewer))
-        return RuleSet(tuple(rule for rule in self.rules if id(rule) not in dropped))
+        dropped = frozenset(fewer)
+        return RuleSet(tuple(rule for rule in self.rules if rule not in dropped), self.trusted - dropped)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def __len__(self) -> int:
         return len(self.rules)
+
+    def trusting(self) -> RuleSet:
+        """The same rules, none of them on trial: a region that differs is rolled back, and reported."""
+        return RuleSet(self.rules, frozenset(self.rules))
+
+    def on_trial(self, rule: Rule) -> bool:
+        """Whether what the rule says is still to be compared with what the operator computes."""
+        return rule not in self.trusted
 
     @property
     def table(self) -> Mapping[Target, Rule]:
@@ -101,32 +132,44 @@ def _for_module(table: Mapping[Target, Rule], captured: Captured, node: fx.Node)
     return exact or next((table[base] for base in bases if base in table), None)
 
 
-def affine_rule(*targets: Target, late: bool = False) -> Callable[[Callable[..., Any]], Rule]:
+def affine_rule(
+    *targets: Target,
+    late: bool = False,
+    strict: bool = False,
+    elementwise: bool = False,
+    integers: bool = False,
+    copies: bool = False,
+    subtracts: bool = False,
+    word: str = "",
+) -> Callable[[Callable[..., Any]], Rule]:
     """Declare what map an operator is.
 
-    targets: module classes, functions, names of tensor methods.
+    targets: module classes, functions (`torch.ops` overloads too), names of tensor methods.
     late: a rule for modules that only hands weights to the constructors of `Affine` may ask for the module itself;
     otherwise it gets a copy with weights in float64, so that the textbook formula does not round.
     The function gets an `Affine` (or `Uniform`) for every operand that depends on an input, a `Constant` for every
     tensor that does not, and everything else as it stands in the call; a module's rule gets `(x, module)`. It returns
     the map of the result, or raises `Inexact` with the reason. A parameter called `shape` receives what is known of the
-    first operand's shape.
+    first operand's shape.  The other options are explained at `Rule`.
     """
-    return _declare("affine", targets, late)
+
+    def declare(function: Callable[..., Any]) -> Rule:
+        signature = inspect.signature(function)
+        traits = (late, strict, elementwise, integers, copies, subtracts, word)
+        return Rule("affine", targets, function, signature, *traits)
+
+    return declare
 
 
 def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     """Declare an operator that only moves positions: the input's `Shape` and the call's arguments in, `Layout` out."""
-    return _declare("layout", targets)
+    return lambda function: Rule("layout", targets, function, inspect.signature(function))
 
 
 def shape_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     """Declare the output's shape of an operator that is not affine: shapes in, shape (or None) out."""
-    return _declare("shape", targets)
+    return lambda function: Rule("shape", targets, function, inspect.signature(function))
 
 
-def _declare(kind: str, targets: tuple[Target, ...], late: bool = False) -> Callable[[Callable[..., Any]], Rule]:
-    def declare(function: Callable[..., Any]) -> Rule:
-        return Rule(kind, targets, function, inspect.signature(function), late)
-
-    return declare
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__)
