@@ -90,6 +90,15 @@ def capture(
     )
 
 
+def called(node: fx.Node, captured: Captured) -> str:
+    """A node in the user's words: the path of its module, and what it calls."""
+    path = str(node.meta.get("path") or "")
+    if node.op == "call_module":
+        return f"{path!r} ({type(captured.module(node)).__name__})"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{name!r} in {path!r}" if path else f"{name!r} in {captured.name}"
+
+
 def _classes(
     graph: fx.Graph, modules: Mapping[str, nn.Module], opaque: Mapping[str, str]
 ) -> dict[str, type[nn.Module]]:

@@ -26,6 +26,7 @@ from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet, load_rules
+from repcompile.trial import Trial
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
 
@@ -124,11 +125,12 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options
     captured = canonicalize(capture(model, options.rules.module_classes, example_inputs))
     known = _measured(captured, model, example_inputs)
     captured, facts = _understood(captured, options.rules, known)  # legality: no weight is read
+    Trial(captured, facts, options.rules).of_rules()
     regions = candidate_regions(captured, facts, known)
     inner = _inside({path: captured.modules[path] for path in captured.opaque}, options)
     parts = {path: part.module for path, part in inner.items()}
     plan, failed, tried = choose(regions, options.cost), list[Rollback](), dict[Region, Emission]()  # profit
-    rewriting = partial(rewrite, captured, facts, inner=parts, known=tried)
+    rewriting = partial(rewrite, captured, facts, rules=options.rules, inner=parts, known=tried)
     module, rewritten, rollbacks = rewriting(plan)  # values: folded once, in float64
     while rollbacks:  # what could not be accepted makes room for what it overlapped
         failed += rollbacks

@@ -113,6 +113,12 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) 
     return all(facts.rules[node].integers or facts.rules[node].kind == "layout" for node in readers)
 
 
+def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:
+    """The values between source and sink, in graph order."""
+    found = _interior(source, sink, facts.maps)
+    return tuple(node for node in graph.nodes if node in found) if found else ()
+
+
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:
     """Every value on a way from source to sink: what the sink is computed from, down to the source."""
     found: set[fx.Node] = set()

@@ -103,6 +103,11 @@ class RuleSet:
         """The same rules, none of them on trial: a region that differs is rolled back, and reported."""
         return RuleSet(self.rules, frozenset(self.rules))
 
+    @property
+    def untried(self) -> bool:
+        """Whether any rule is on trial."""
+        return len(self.trusted) < len(set(self.rules))
+
     def on_trial(self, rule: Rule) -> bool:
         """Whether what the rule says is still to be compared with what the operator computes."""
         return rule not in self.trusted
