@@ -291,7 +291,7 @@ def test_a_region_of_several_rules_names_the_one_that_is_wrong() -> None:
     def normed(x: Map, m: Normed) -> Map:
         return x * (m.var + m.eps).rsqrt()[:, None, None]
 
-    with pytest.raises(RuleError, match="rule 'transposed_kernel' is wrong about '2.1.1'"):
+    with pytest.raises(RuleError, match=r"rule 'transposed_kernel' is wrong about '2\.1\.1'"):
         fuse(model, rules=DEFAULT + [normed, transposed_kernel])
     assert len(explain(model, rules=DEFAULT + [normed, right]).fused) == 1
 
