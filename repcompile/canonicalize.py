@@ -42,6 +42,8 @@ def canonicalize(captured: Captured) -> Captured:
     surround(captured.graph)
     seen: dict[Any, fx.Node] = {}
     for node in list(captured.graph.nodes):
+        if captured.stays(node):
+            continue
         if _is_sum_of_stack(node):
             _add_up(node)
         elif _does_nothing(node, captured):

@@ -19,6 +19,7 @@ from repcompile.errors import ModelError, RuleError, Untraceable, VerificationEr
 from repcompile.execute import execute, run_copy
 from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
+from repcompile.names import safe
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
 from repcompile.regions import Region, candidate_regions
@@ -26,6 +27,7 @@ from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
 from repcompile.rules import DEFAULT, RuleSet, load_rules
+from repcompile.selection import NOTHING, SKIPPED, Choice, Selection, selected
 from repcompile.trial import Trial
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
@@ -37,10 +39,11 @@ REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is known of operators, and what these cost."""
+    """What is known of operators, what these cost, and what the caller wants to stay."""
 
     rules: RuleSet
     cost: CostModel
+    selection: Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def compile_model(
     *,
     rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> Compilation:
     """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
 
@@ -86,7 +91,8 @@ def compile_model(
     if isinstance(model, ExportedProgram):
         model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    result = _rounds(model, example_inputs, Options(_known(rules), cost or Roofline()))
+    selection = selected(model, only, skip) if isinstance(model, nn.Module) else NOTHING
+    result = _rounds(model, example_inputs, Options(_known(rules), cost or Roofline(), selection))
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 
 
@@ -97,12 +103,15 @@ def _known(rules: Rules) -> RuleSet:
 
 
 def _rounds(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
+    if "" in options.selection.whole:
+        return _around(model, SKIPPED, options)
     try:
         first = _one_round(model, example_inputs, options)
     except Untraceable as reason:
         return _around(model, str(reason), options)
     if first.facts.truncated and first.rewritten:
-        later = _rounds(first.module, _inputs_of(first, example_inputs), options)
+        renamed = replace(options, selection=options.selection.renamed(safe))
+        later = _rounds(first.module, _inputs_of(first, example_inputs), renamed)
         first = replace(first, module=later.module, later=later)
     return replace(first, module=_callable_as(model, first))
 
@@ -122,7 +131,7 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
 
 
 def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
-    captured = canonicalize(capture(model, options.rules.module_classes, example_inputs))
+    captured = canonicalize(capture(model, options.rules.module_classes, example_inputs, options.selection))
     known = _measured(captured, model, example_inputs)
     captured, facts = _understood(captured, options.rules, known)  # legality: no weight is read
     Trial(captured, facts, options.rules).of_rules()
@@ -157,7 +166,7 @@ def _understood(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tupl
 
 def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
     """A model whose own forward stays Python: a copy, with compiled children."""
-    captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
+    captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__, selection=options.selection)
     inner = _inside({"": model}, options)
     module = duplicate(model)
     for path, part in inner.items():
@@ -168,11 +177,14 @@ def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
 def _inside(modules: Mapping[str, nn.Module], options: Options) -> dict[str, Compilation]:
     """Compilations of what modules that stay Python call, as far outside as possible."""
     inner: dict[str, Compilation] = {}
+    whole = options.selection.whole
     for path, module in modules.items():
-        for name, child in exchangeable_children(module):
+        for name, child in exchangeable_children(module) if path not in whole else ():
             place = f"{path}.{name}".lstrip(".")
+            if place in whole:
+                continue
             try:
-                part = _rounds(child, None, options)
+                part = _rounds(child, None, replace(options, selection=options.selection.inside(place)))
             except ModelError:  # in training mode, or not to be copied: as it is
                 continue
             if part.report.fused:
@@ -187,6 +199,8 @@ def fuse(
     *,
     rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> nn.Module: ...
 @overload
 def fuse(
@@ -195,6 +209,8 @@ def fuse(
     *,
     rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> ExportedProgram: ...
 def fuse(
     model: nn.Module | ExportedProgram,
@@ -202,6 +218,8 @@ def fuse(
     *,
     rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> nn.Module | ExportedProgram:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
 
@@ -214,9 +232,11 @@ def fuse(
     arguments that have a default keep it; calls that differ run a copy of the model as it was.
     rules: what is known of each operator; `DEFAULT + [mine]`, or the name of rules that an installed package offers.
     cost: what operators cost; `Roofline()` unless given.
+    only, skip: the modules that are compiled, and those that stay as they are, in training form: a glob of module paths
+    ("stages.3", "**.attention"; all that is inside is meant too), several of them, or a function of path and module.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
     """
-    module = compile_model(model, example_inputs, rules=rules, cost=cost).module
+    module = compile_model(model, example_inputs, rules=rules, cost=cost, only=only, skip=skip).module
     return program_of(module, model) if isinstance(model, ExportedProgram) else module
 
 
@@ -226,9 +246,11 @@ def explain(
     *,
     rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> Report:
     """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""
-    return compile_model(model, example_inputs, rules=rules, cost=cost).report
+    return compile_model(model, example_inputs, rules=rules, cost=cost, only=only, skip=skip).report
 
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> dict[fx.Node, tuple[int, ...]]:

@@ -25,7 +25,7 @@ class Constants:
         self._nodes: set[fx.Node] = set()
         self._values: dict[fx.Node, Constant] = {}
         for node in captured.graph.nodes:
-            if node.op == "get_attr" or self._derived(node):
+            if node.op == "get_attr" or (self._derived(node) and not captured.stays(node)):
                 self._nodes.add(node)
 
     def __contains__(self, node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
 from repcompile.plan import Plan
 from repcompile.rewrite import Rewritten, Rollback
+from repcompile.selection import SKIPPED
 from repcompile.verify import Check
 
 WIDTH = 120
@@ -130,7 +131,8 @@ def report_on(
     gone = {node for item in rewritten for node in item.region.dying}
     fused = tuple(_fused(item, facts) for item in rewritten)
     left = (
-        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
+        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
+        *(Left(path, SKIPPED) for path in captured.modules if path in captured.selection.whole),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),

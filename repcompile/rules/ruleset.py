@@ -123,7 +123,9 @@ class RuleSet:
         return tuple(target for target in self.table if isinstance(target, type) and issubclass(target, nn.Module))
 
     def find(self, node: fx.Node, captured: Captured, kind: str) -> Rule | None:
-        """The rule of one kind for what `node` calls, None if there is none."""
+        """The rule of one kind for what `node` calls, None if there is none, or if the caller skips it."""
+        if kind != "shape" and captured.stays(node):
+            return None
         table = self.tables.get(kind, {})
         if node.op == "call_module":
             return None if node.target in captured.opaque else _for_module(table, captured, node)
