@@ -6,7 +6,18 @@ from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
 from repcompile.report import Report
-from repcompile.rules import DEFAULT, RuleSet, affine_rule, layout_rule, load_rules, shape_rule
+from repcompile.rules import (
+    DEFAULT,
+    RuleSet,
+    affine_rule,
+    any_constant,
+    any_module,
+    build,
+    layout_rule,
+    load_rules,
+    rewrite_rule,
+    shape_rule,
+)
 from repcompile.verify import Check, verify
 
 __version__ = "0.1.0"
@@ -30,11 +41,15 @@ __all__ = [
     "Uniform",
     "VerificationError",
     "affine_rule",
+    "any_constant",
+    "any_module",
+    "build",
     "compile_model",
     "explain",
     "fuse",
     "layout_rule",
     "load_rules",
+    "rewrite_rule",
     "shape_rule",
     "verify",
 ]

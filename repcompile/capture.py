@@ -70,17 +70,18 @@ def capture(
     leaves: tuple[type[nn.Module], ...] = (),
     example_inputs: Sequence[Any] | None = None,
     selection: Selection = NOTHING,
+    arguments: Arguments | None = None,
 ) -> Captured:
     """The graph of `model`.
 
     leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
     example_inputs: the way in which it is called; without, every argument that has a default keeps it.
-    selection: modules that stay one node, because the caller said so.
+    selection: modules that stay one node, because the caller said so.  arguments: the way itself, where it is known.
     Raises ModelError if `model` is not an nn.Module in eval mode or cannot be copied, Untraceable if its own forward
     cannot be traced.
     """
     _require_eval(model)
-    arguments = arguments_of(type(model).__name__, model.forward, example_inputs)
+    arguments = arguments or arguments_of(type(model).__name__, model.forward, example_inputs)
     modules = dict(model.named_modules())
     opaque = dict.fromkeys(selection.whole, SKIPPED)
     while True:  # ends: every round makes one more module a leaf

@@ -26,6 +26,7 @@ from repcompile.regions import Region, candidate_regions
 from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
+from repcompile.rewrites import Rewrites, rewritten_by
 from repcompile.rules import DEFAULT, RuleSet, load_rules
 from repcompile.selection import NOTHING, SKIPPED, Choice, Selection, selected
 from repcompile.trial import Trial
@@ -62,6 +63,7 @@ class Compilation:
     module: nn.Module
     rewritten: tuple[Rewritten, ...]
     rollbacks: tuple[Rollback, ...]
+    rewrites: Rewrites
     checks: tuple[Check, Check] | None = None
     inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
     later: Compilation | None = None
@@ -69,7 +71,9 @@ class Compilation:
     @property
     def report(self) -> Report:
         """What was fused, what was not, and why not."""
-        report = report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
+        report = report_on(
+            self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.rewrites, self.checks
+        )
         for path, part in self.inner.items():
             report = joined(report, part.report.under(path))
         return report if self.later is None else joined(replace(report, left=()), self.later.report)
@@ -110,7 +114,9 @@ def _rounds(model: nn.Module, example_inputs: Inputs | None, options: Options) -
     except Untraceable as reason:
         return _around(model, str(reason), options)
     if first.facts.truncated and first.rewritten:
-        renamed = replace(options, selection=options.selection.renamed(safe))
+        renamed = replace(
+            options, rules=options.rules - options.rules.rewrites, selection=options.selection.renamed(safe)
+        )
         later = _rounds(first.module, _inputs_of(first, example_inputs), renamed)
         first = replace(first, module=later.module, later=later)
     return replace(first, module=_callable_as(model, first))
@@ -133,6 +139,7 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
 def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
     captured = canonicalize(capture(model, options.rules.module_classes, example_inputs, options.selection))
     known = _measured(captured, model, example_inputs)
+    captured, known, rewrites = _rewritten(captured, options.rules, known, example_inputs)
     captured, facts = _understood(captured, options.rules, known)  # legality: no weight is read
     Trial(captured, facts, options.rules).of_rules()
     regions = candidate_regions(captured, facts, known)
@@ -146,7 +153,19 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options
         broken = {_identity(item.region) for item in failed}
         plan = choose([region for region in regions if _identity(region) not in broken], options.cost)
         module, rewritten, rollbacks = rewriting(plan)
-    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), rewrites, inner=inner)
+
+
+def _rewritten(
+    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]], inputs: Inputs | None
+) -> tuple[Captured, Mapping[fx.Node, tuple[int, ...]], Rewrites]:
+    """(the graph behind the rewrite rules, the shapes of its values, what they did)"""
+    if not rules.rewrites:
+        return captured, known, Rewrites(captured)
+    result = rewritten_by(rules.rewrites, captured, affine_facts(captured, rules, known))
+    if result.done and inputs is not None:
+        known = execute(result.captured, inputs)[1]
+    return result.captured, known, result
 
 
 def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
@@ -171,7 +190,9 @@ def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
     module = duplicate(model)
     for path, part in inner.items():
         module.set_submodule(path, part.module)
-    return Compilation(captured, affine_facts(captured, options.rules), Plan(()), module, (), (), inner=inner)
+    return Compilation(
+        captured, affine_facts(captured, options.rules), Plan(()), module, (), (), Rewrites(captured), inner=inner
+    )
 
 
 def _inside(modules: Mapping[str, nn.Module], options: Options) -> dict[str, Compilation]:
@@ -187,7 +208,7 @@ def _inside(modules: Mapping[str, nn.Module], options: Options) -> dict[str, Com
                 part = _rounds(child, None, replace(options, selection=options.selection.inside(place)))
             except ModelError:  # in training mode, or not to be copied: as it is
                 continue
-            if part.report.fused:
+            if part.report.fused or part.report.rewritten:
                 inner[place] = part
     return inner
 

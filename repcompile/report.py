@@ -18,6 +18,7 @@ from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
 from repcompile.plan import Plan
 from repcompile.rewrite import Rewritten, Rollback
+from repcompile.rewrites import Replacement, Rewrites
 from repcompile.selection import SKIPPED
 from repcompile.verify import Check
 
@@ -63,12 +64,15 @@ class Report:
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     checks: tuple[Check, Check] | None = None
+    rewritten: tuple[Replacement, ...] = ()
 
     def under(self, path: str) -> Report:
         """The same report, with every path below `path`."""
-        fused = tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused)
         return replace(
-            self, fused=fused, left=tuple(replace(i, path=f"{path}.{i.path}".rstrip(".")) for i in self.left)
+            self,
+            fused=tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused),
+            left=tuple(replace(item, path=f"{path}.{item.path}".rstrip(".")) for item in self.left),
+            rewritten=tuple(replace(item, path=f"{path}.{item.path}") for item in self.rewritten),
         )
 
     @property
@@ -90,6 +94,8 @@ class Report:
         yield Text(f"{self.model}: {after} regions fused, {before} operators into {after}")
         if self.fused:
             yield self._fused_table()
+        if self.rewritten:
+            yield self._rewritten_table()
         if self.left:
             yield self._left_table()
         if self.checks is not None:
@@ -104,6 +110,14 @@ class Report:
             table.add_row(idiom, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
         return table
 
+    def _rewritten_table(self) -> Table:
+        table = _table("rewritten by", "places", "operators", "largest error", "for example")
+        for rule, count in Counter(item.rule for item in self.rewritten).most_common():
+            items = [item for item in self.rewritten if item.rule == rule]
+            operators = f"{sum(item.before for item in items)} -> {sum(item.after for item in items)}"
+            table.add_row(rule, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
+        return table
+
     def _left_table(self) -> Table:
         table = _table("left, because", "places", "for example")
         for reason, count in Counter(item.reason for item in self.left).most_common():
@@ -116,7 +130,12 @@ class Report:
 
 def joined(report: Report, more: Report) -> Report:
     """What both say, about the model of the first."""
-    return replace(report, fused=(*report.fused, *more.fused), left=(*report.left, *more.left))
+    return replace(
+        report,
+        fused=(*report.fused, *more.fused),
+        left=(*report.left, *more.left),
+        rewritten=(*report.rewritten, *more.rewritten),
+    )
 
 
 def report_on(
@@ -125,6 +144,7 @@ def report_on(
     plan: Plan,
     rewritten: Sequence[Rewritten],
     rollbacks: Sequence[Rollback],
+    rewrites: Rewrites,
     checks: tuple[Check, Check] | None,
 ) -> Report:
     """The report of a compilation."""
@@ -134,12 +154,13 @@ def report_on(
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
         *(Left(path, SKIPPED) for path in captured.modules if path in captured.selection.whole),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
+        *(Left(item.path, item.reason) for item in rewrites.declined),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
     )
     done = {node for item in rewritten for node in item.region.nodes}
     lonely = _lonely_norms(facts, done, {item.path for item in left})
-    return Report(captured.name, fused, (*left, *lonely), checks)
+    return Report(captured.name, fused, (*left, *lonely), checks, rewrites.done)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:

@@ -43,7 +43,8 @@ def selected(model: nn.Module, only: Choice | None, skip: Choice | None) -> Sele
 
     only: the modules that are compiled, with all that is in them.  skip: the modules that are not.
     Each is a glob of module paths, several of them, or a function of a path and its module. In a glob `*` stands for
-    one name or a part of it, `**` for any number of names: "stages.*.norm", "**.norm".  Raises ModelError if a glob names no module.
+    one name or a part of it, `**` for any number of names: "stages.*.norm", "**.norm".
+    Raises ModelError if a glob names no module.
     """
     if only is None and skip is None:
         return NOTHING

@@ -118,7 +118,7 @@ def _reach(values: Values | None, region: Region) -> tuple[float, float, int]:
         x = region.fact.map
         return (abs(x.gain), abs(x.shift), 1) if isinstance(x, Uniform) else (1.0, 0.0, 1)
     gain = torch.linalg.vector_norm(values.kernel.flatten(1), 1, dim=1).max().item()
-    return gain, sum(_largest(v) for v in (values.bias, values.border) if v is not None), values.kernel[0].numel()
+    return gain, sum(largest_of(v) for v in (values.bias, values.border) if v is not None), values.kernel[0].numel()
 
 
 def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
@@ -133,7 +133,7 @@ def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
     worst = int(difference.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
-    return Check(difference.flatten()[worst].item(), _largest(expected[expected.isfinite()]), bound, place)
+    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), bound, place)
 
 
 def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
@@ -171,7 +171,7 @@ def _compare_tensors(expected: Tensor, got: Tensor, tolerance: float) -> Check:
     """Numbers up to rounding; integers and truth values exactly."""
     exact = not (expected.is_floating_point() or expected.is_complex())
     a, b = (torch.view_as_real(t).double() if t.is_complex() else t.double() for t in (expected, got))
-    return compare(b, a, 0.0 if exact else tolerance * _largest(a[a.isfinite()]))
+    return compare(b, a, 0.0 if exact else tolerance * largest_of(a[a.isfinite()]))
 
 
 def _tolerance(model: nn.Module) -> float:
@@ -193,14 +193,14 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tuple[Tensor, float]:
     """The sink's value, and the largest absolute value on the way."""
     values = {region.source: image}
-    largest = _largest(image)
+    largest = largest_of(image)
     for node in region.nodes:
         values[node] = value = interpreter.run(node, values)
-        largest = max(largest, *(_largest(part) for part in (value if isinstance(value, tuple | list) else (value,))))
+        largest = max(largest, *(largest_of(part) for part in (value if isinstance(value, tuple | list) else (value,))))
     return values[region.sink], largest
 
 
-def _largest(tensor: Tensor) -> float:
+def largest_of(tensor: Tensor) -> float:
     """The largest absolute value."""
     if not tensor.numel():
         return 0.0

@@ -11,12 +11,15 @@ from repcompile.rules.pad import PAD
 from repcompile.rules.pointwise import POINTWISE
 from repcompile.rules.pool import POOL
 from repcompile.rules.product import PRODUCT
+from repcompile.rules.rewriting import RewriteRule, rewrite_rule
 from repcompile.rules.ruleset import Rule, RuleSet, affine_rule, layout_rule, shape_rule
 from repcompile.rules.shape import SHAPE
+from repcompile.rules.wildcards import any_constant, any_module, build
 
 DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + EMITTED + LAYOUT + SHAPE
 
 __all__ = [
     "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT",
-    "SHAPE", "Rule", "RuleSet", "affine_rule", "layout_rule", "load_rules", "shape_rule",
+    "SHAPE", "RewriteRule", "Rule", "RuleSet", "affine_rule", "any_constant", "any_module", "build", "layout_rule",
+    "load_rules", "rewrite_rule", "shape_rule",
 ]  # fmt: skip

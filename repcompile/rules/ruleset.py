@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from repcompile.capture import Captured
 from repcompile.errors import RuleError
+from repcompile.rules.rewriting import RewriteRule
 
 Target = Any  # a module class, a function, or the name of a tensor method
 
@@ -66,6 +67,9 @@ class Rule:
         return self.function(*args, **kwargs)
 
 
+Entry = Rule | RewriteRule
+
+
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind.
@@ -73,27 +77,29 @@ class RuleSet:
     trusted: the rules that are not on trial.
     """
 
-    rules: tuple[Rule, ...] = ()
-    trusted: frozenset[Rule] = frozenset()
+    rules: tuple[Entry, ...] = ()
+    trusted: frozenset[Entry] = frozenset()
     tables: dict[str, dict[Target, Rule]] = field(
         default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            if not isinstance(rule, Rule):
+            if not isinstance(rule, Entry):
                 raise RuleError(f"a rule set holds what affine_rule and the like return; got {_shown(rule)}")
+            if not isinstance(rule, Rule):
+                continue
             self.tables.setdefault(rule.kind, {}).update(dict.fromkeys(rule.targets, rule))
 
-    def __add__(self, more: RuleSet | Iterable[Rule]) -> RuleSet:
+    def __add__(self, more: RuleSet | Iterable[Entry]) -> RuleSet:
         more = more if isinstance(more, RuleSet) else RuleSet(tuple(more))
         return RuleSet((*self.rules, *more.rules), self.trusted | more.trusted)
 
-    def __sub__(self, fewer: RuleSet | Iterable[Rule]) -> RuleSet:
+    def __sub__(self, fewer: RuleSet | Iterable[Entry]) -> RuleSet:
         dropped = frozenset(fewer)
         return RuleSet(tuple(rule for rule in self.rules if rule not in dropped), self.trusted - dropped)
 
-    def __iter__(self) -> Iterator[Rule]:
+    def __iter__(self) -> Iterator[Entry]:
         return iter(self.rules)
 
     def __len__(self) -> int:
@@ -106,9 +112,14 @@ class RuleSet:
     @property
     def untried(self) -> bool:
         """Whether any rule is on trial."""
-        return len(self.trusted) < len(set(self.rules))
+        return any(self.on_trial(rule) for rule in self.rules if isinstance(rule, Rule))
 
-    def on_trial(self, rule: Rule) -> bool:
+    @property
+    def rewrites(self) -> tuple[RewriteRule, ...]:
+        """The rewrite rules, in their order."""
+        return tuple(rule for rule in self.rules if isinstance(rule, RewriteRule))
+
+    def on_trial(self, rule: Entry) -> bool:
         """Whether what the rule says is still to be compared with what the operator computes."""
         return rule not in self.trusted
 
@@ -120,7 +131,8 @@ class RuleSet:
     @property
     def module_classes(self) -> tuple[type[nn.Module], ...]:
         """The classes that tracing must not look into."""
-        return tuple(target for target in self.table if isinstance(target, type) and issubclass(target, nn.Module))
+        known = (target for target in self.table if isinstance(target, type) and issubclass(target, nn.Module))
+        return (*known, *(cls for rule in self.rewrites for cls in rule.module_classes))
 
     def find(self, node: fx.Node, captured: Captured, kind: str) -> Rule | None:
         """The rule of one kind for what `node` calls, None if there is none, or if the caller skips it."""
