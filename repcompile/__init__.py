@@ -5,6 +5,7 @@ from repcompile.axis import Axis
 from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
+from repcompile.idioms import idiom
 from repcompile.report import Report
 from repcompile.rules import (
     DEFAULT,
@@ -47,6 +48,7 @@ __all__ = [
     "compile_model",
     "explain",
     "fuse",
+    "idiom",
     "layout_rule",
     "load_rules",
     "rewrite_rule",

@@ -64,6 +64,7 @@ class Compilation:
     rewritten: tuple[Rewritten, ...]
     rollbacks: tuple[Rollback, ...]
     rewrites: Rewrites
+    rules: RuleSet
     checks: tuple[Check, Check] | None = None
     inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
     later: Compilation | None = None
@@ -71,9 +72,8 @@ class Compilation:
     @property
     def report(self) -> Report:
         """What was fused, what was not, and why not."""
-        report = report_on(
-            self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.rewrites, self.checks
-        )
+        done, names = (self.rewritten, self.rollbacks, self.rewrites), self.rules.idioms
+        report = report_on(self.captured, self.facts, self.plan, *done, names, self.checks)
         for path, part in self.inner.items():
             report = joined(report, part.report.under(path))
         return report if self.later is None else joined(replace(report, left=()), self.later.report)
@@ -153,7 +153,7 @@ def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options
         broken = {_identity(item.region) for item in failed}
         plan = choose([region for region in regions if _identity(region) not in broken], options.cost)
         module, rewritten, rollbacks = rewriting(plan)
-    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), rewrites, inner=inner)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), rewrites, options.rules, inner=inner)
 
 
 def _rewritten(
@@ -191,7 +191,15 @@ def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
     for path, part in inner.items():
         module.set_submodule(path, part.module)
     return Compilation(
-        captured, affine_facts(captured, options.rules), Plan(()), module, (), (), Rewrites(captured), inner=inner
+        captured,
+        affine_facts(captured, options.rules),
+        Plan(()),
+        module,
+        (),
+        (),
+        Rewrites(captured),
+        options.rules,
+        inner=inner,
     )
 
 

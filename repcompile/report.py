@@ -12,10 +12,11 @@ from rich.text import Text
 from torch import fx
 
 from repcompile.affine import Affine
+from repcompile.branches import branches_of, name_of
 from repcompile.capture import Captured
 from repcompile.cost import total
 from repcompile.facts import Facts
-from repcompile.idioms import branches_of, name_of
+from repcompile.idioms import Idiom
 from repcompile.plan import Plan
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.rewrites import Replacement, Rewrites
@@ -145,11 +146,12 @@ def report_on(
     rewritten: Sequence[Rewritten],
     rollbacks: Sequence[Rollback],
     rewrites: Rewrites,
+    idioms: Sequence[Idiom],
     checks: tuple[Check, Check] | None,
 ) -> Report:
     """The report of a compilation."""
     gone = {node for item in rewritten for node in item.region.dying}
-    fused = tuple(_fused(item, facts) for item in rewritten)
+    fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
         *(Left(path, SKIPPED) for path in captured.modules if path in captured.selection.whole),
@@ -170,11 +172,11 @@ def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[
             yield Left(_path(node), "batch norm beside no convolution or Linear that could take it in")
 
 
-def _fused(item: Rewritten, facts: Facts) -> Fused:
+def _fused(item: Rewritten, facts: Facts, idioms: Sequence[Idiom]) -> Fused:
     error = 0.0 if item.check is None else item.check.relative
     branches = branches_of(item.region, facts) or ()
     path = item.path or _path(item.region.sink)
-    return Fused(name_of(item.region, facts), path, branches, total(item.region.before).launches, error)
+    return Fused(name_of(item.region, facts, idioms), path, branches, total(item.region.before).launches, error)
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:

@@ -41,7 +41,7 @@ class ToQuickGELU:
         return x * torch.sigmoid(1.702 * x)
 
     @staticmethod
-    def replacement(x: Any, act: Any = nn.SiLU()) -> Any:  # noqa: B008
+    def replacement(x: Any, act: Any = nn.SiLU()) -> Any:
         return act(1.702 * x) / 1.702
 
 

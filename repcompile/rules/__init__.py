@@ -1,5 +1,6 @@
 """What is known of each operator: one rule each."""
 
+from repcompile.idioms import IDIOMS
 from repcompile.rules.channels import CHANNELS
 from repcompile.rules.conv import CONV
 from repcompile.rules.emitted import EMITTED
@@ -16,10 +17,12 @@ from repcompile.rules.ruleset import Rule, RuleSet, affine_rule, layout_rule, sh
 from repcompile.rules.shape import SHAPE
 from repcompile.rules.wildcards import any_constant, any_module, build
 
-DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + EMITTED + LAYOUT + SHAPE
+NAMES = RuleSet(IDIOMS).trusting()
+DEFAULT = CONV + LINEAR + PRODUCT + NORM + POINTWISE + POOL + PAD + CHANNELS + EMITTED + LAYOUT + SHAPE + NAMES
 
 __all__ = [
-    "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NORM", "PAD", "POINTWISE", "POOL", "PRODUCT",
+    "CHANNELS", "CONV", "DEFAULT", "EMITTED", "LAYOUT", "LINEAR", "NAMES", "NORM", "PAD", "POINTWISE", "POOL",
+    "PRODUCT",
     "SHAPE", "RewriteRule", "Rule", "RuleSet", "affine_rule", "any_constant", "any_module", "build", "layout_rule",
     "load_rules", "rewrite_rule", "shape_rule",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from repcompile.capture import Captured
 from repcompile.errors import RuleError
+from repcompile.idioms import Idiom
 from repcompile.rules.rewriting import RewriteRule
 
 Target = Any  # a module class, a function, or the name of a tensor method
@@ -67,7 +68,7 @@ class Rule:
         return self.function(*args, **kwargs)
 
 
-Entry = Rule | RewriteRule
+Entry = Rule | RewriteRule | Idiom
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,11 @@ class RuleSet:
     def rewrites(self) -> tuple[RewriteRule, ...]:
         """The rewrite rules, in their order."""
         return tuple(rule for rule in self.rules if isinstance(rule, RewriteRule))
+
+    @property
+    def idioms(self) -> tuple[Idiom, ...]:
+        """The names, in their order."""
+        return tuple(rule for rule in self.rules if isinstance(rule, Idiom))
 
     def on_trial(self, rule: Entry) -> bool:
         """Whether what the rule says is still to be compared with what the operator computes."""
