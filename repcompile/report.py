@@ -151,16 +151,17 @@ def report_on(
 ) -> Report:
     """The report of a compilation."""
     gone = {node for item in rewritten for node in item.region.dying}
+    done = {node for item in rewritten for node in item.region.nodes}
+    failed = [item for item in rollbacks if item.region.sink not in done]  # nothing else took its place
     fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
         *(Left(path, SKIPPED) for path in captured.modules if path in captured.selection.whole),
-        *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
+        *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in failed),
         *(Left(item.path, item.reason) for item in rewrites.declined),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
     )
-    done = {node for item in rewritten for node in item.region.nodes}
     lonely = _lonely_norms(facts, done, {item.path for item in left})
     return Report(captured.name, fused, (*left, *lonely), checks, rewrites.done)
 

@@ -42,7 +42,7 @@ def circular_pad_module(x: Map, m: nn.CircularPad2d, shape: Shape | None = None)
     return pad(x, m.padding, "circular", None, shape)
 
 
-@affine_rule(F.pad, copies=True, integers=True, word="pad")
+@affine_rule(F.pad, copies=True, integers=True, keeps_dtype=True, word="pad")
 def pad(
     x: Map, pad: Sequence[int], mode: str = "constant", value: float | None = None, shape: Shape | None = None
 ) -> Map:

@@ -59,7 +59,7 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
     return _times(x, 1.0 / divisor, shape)  # type: ignore[operator]
 
 
-@affine_rule(torch.addcmul, "addcmul")
+@affine_rule(torch.addcmul, "addcmul", elementwise=True)
 def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
     """x + value y z"""
     return _plus(x, _times(_product(y, z, shape), value, shape), shape)
@@ -71,7 +71,7 @@ def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
     )
 
 
-@affine_rule(operator.neg, torch.neg, "neg", torch.negative, integers=True)
+@affine_rule(operator.neg, torch.neg, "neg", torch.negative, integers=True, keeps_dtype=True)
 def neg(x: Map) -> Map:
     return -x
 
@@ -97,7 +97,7 @@ def dropout(x: Map, p: float = 0.5, training: bool = True, inplace: bool = False
     return x
 
 
-@affine_rule("contiguous", "clone", torch.clone, integers=True)
+@affine_rule("contiguous", "clone", torch.clone, integers=True, keeps_dtype=True)
 def same_values(x: Map, **options: Any) -> Map:
     return x
 

@@ -31,6 +31,7 @@ class Rule:
     strict: the operator fails on any other number of channels than its map reads, so that it tells how many there are.
     elementwise: operands are broadcast as torch does it.  integers: it takes integers too, and may turn them into
     floating point.  copies: it moves numbers and computes nothing, as far as a price is concerned.
+    keeps_dtype, keeps_rank: the result has the dtype, or as many axes as its operand, whatever it computes.
     word: what idioms call it; "" leaves that to its map.  subtracts: its second operand counts negative.
     A parameter called `shape` gets the first operand's shape, `shapes` those of all operands, `owner` the node's name,
     `part` the index into the tuple that the operator returns.
@@ -46,6 +47,8 @@ class Rule:
     integers: bool = False
     copies: bool = False
     subtracts: bool = False
+    keeps_dtype: bool = False
+    keeps_rank: bool = False
     word: str = ""
 
     @property
@@ -165,6 +168,7 @@ def affine_rule(
     integers: bool = False,
     copies: bool = False,
     subtracts: bool = False,
+    keeps_dtype: bool = False,
     word: str = "",
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Declare what map an operator is.
@@ -180,7 +184,7 @@ def affine_rule(
 
     def declare(function: Callable[..., Any]) -> Rule:
         signature = inspect.signature(function)
-        traits = (late, strict, elementwise, integers, copies, subtracts, word)
+        traits = (late, strict, elementwise, integers, copies, subtracts, keeps_dtype, False, word)
         return Rule("affine", targets, function, signature, *traits)
 
     return declare
@@ -191,9 +195,12 @@ def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     return lambda function: Rule("layout", targets, function, inspect.signature(function))
 
 
-def shape_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
-    """Declare the output's shape of an operator that is not affine: shapes in, shape (or None) out."""
-    return lambda function: Rule("shape", targets, function, inspect.signature(function))
+def shape_rule(*targets: Target, keeps_rank: bool = False) -> Callable[[Callable[..., Any]], Rule]:
+    """Declare the output's shape of an operator that is not affine: shapes in, shape (or None) out.
+
+    keeps_rank: the result has as many axes as its operand and is of its dtype, also where nobody knows its shape.
+    """
+    return lambda function: Rule("shape", targets, function, inspect.signature(function), keeps_rank=keeps_rank)
 
 
 def _shown(value: Any) -> str:
