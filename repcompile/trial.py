@@ -42,7 +42,19 @@ class Trial:
         """Compare what each rule on trial says of a node with that node alone.  Raises RuleError."""
         for node in self.facts.shapes if self.rules.untried else ():
             for rule in self.rules_of([node]):
-                self._of_node(node, rule)
+                try:
+                    self.of_node(node, rule)
+                except Inexact:  # it cannot be run alone: its region will tell
+                    continue
+
+    def of_node(self, node: fx.Node, rule: Rule) -> None:
+        """Compare what a rule says of one node.  Raises RuleError, or Inexact if the node cannot be run alone."""
+        if rule.kind != "affine":
+            self._compare_shapes(node, rule)
+        elif self.facts.maps.get(node) and node in self.facts.rules and not self.facts.is_split(node):
+            fact = self.facts.maps[node][0]
+            interior = interior_of(fact.source, node, self.captured.graph, self.facts)
+            self._compare(Region(fact, node, interior, (), (), ()), repr(rule.name), node)
 
     def of_region(self, region: Region) -> None:
         """Compare a region in which a rule on trial took part with its nodes.  Raises RuleError."""
@@ -57,17 +69,6 @@ class Trial:
         found = [self.rules.find(node, self.captured, kind) for node in nodes for kind in KINDS]
         found += [self.facts.rules.get(node) for node in nodes]
         return list(dict.fromkeys(rule for rule in found if rule is not None and self.rules.on_trial(rule)))
-
-    def _of_node(self, node: fx.Node, rule: Rule) -> None:
-        if rule.kind != "affine":
-            self._compare_shapes(node, rule)
-        elif self.facts.maps.get(node) and node in self.facts.rules and not self.facts.is_split(node):
-            fact = self.facts.maps[node][0]
-            interior = interior_of(fact.source, node, self.captured.graph, self.facts)
-            try:
-                self._compare(Region(fact, node, interior, (), (), ()), repr(rule.name), node)
-            except Inexact:  # it cannot be run alone: its region will tell
-                return
 
     def _compare(self, region: Region, name: str, node: fx.Node) -> None:
         right: Sequence[int] | None = None
@@ -97,7 +98,7 @@ class Trial:
 
     def _dtype(self, region: Region) -> torch.dtype:
         try:
-            return dtype_of(region, self.captured, self.facts, torch.float32)
+            return dtype_of(region, self.captured, self.facts, LARGER[0], torch.float32)
         except USERS_ERRORS as error:
             raise Inexact(f"it could not be checked: {error}") from error
 

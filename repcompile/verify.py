@@ -93,13 +93,13 @@ def outcome_of(
         return Outcome(image, expected, got, bound)
 
 
-def dtype_of(region: Region, captured: Captured, facts: Facts, dtype: torch.dtype) -> torch.dtype:
+def dtype_of(region: Region, captured: Captured, facts: Facts, larger: int, dtype: torch.dtype) -> torch.dtype:
     """The dtype of what the nodes of `region` make of an image in `dtype`, with weights in that dtype."""
 
     def read(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", dtype, copy=True)
 
-    interpreter, image = _prepared(region, captured, facts, read, 0)
+    interpreter, image = _prepared(region, captured, facts, read, larger)
     with torch.no_grad():
         return _run_region(region, interpreter, image.to(dtype))[0].dtype
 

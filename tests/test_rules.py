@@ -22,7 +22,8 @@ from repcompile.fold import apply
 from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.rules import CONV, DEFAULT, NORM, RuleSet, affine_rule
 from repcompile.testing import randomize
-from tests.strategies import assert_close, normal
+from repcompile.testing.strategies import normal
+from tests.strategies import assert_close
 
 CONVS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS: Sequence[Any] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

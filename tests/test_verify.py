@@ -24,9 +24,9 @@ from repcompile.modules import BorderConv
 from repcompile.regions import Region, candidate_regions
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
+from repcompile.testing.strategies import normal
 from repcompile.values import Values
 from repcompile.verify import Check, compare, compare_outputs, verify_region
-from tests.strategies import normal
 
 INF, NAN = float("inf"), float("nan")
 
