@@ -28,7 +28,7 @@ from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
 from repcompile.rewrites import Rewrites, rewritten_by
 from repcompile.rules import DEFAULT, RuleSet, load_rules
-from repcompile.selection import NOTHING, SKIPPED, Choice, Selection, selected
+from repcompile.selection import SKIPPED, Choice, Selection, selected
 from repcompile.trial import Trial
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
@@ -95,7 +95,7 @@ def compile_model(
     if isinstance(model, ExportedProgram):
         model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    selection = selected(model, only, skip) if isinstance(model, nn.Module) else NOTHING
+    selection = selected(model, only, skip)
     result = _rounds(model, example_inputs, Options(_known(rules), cost or Roofline(), selection))
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 

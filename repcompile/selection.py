@@ -46,7 +46,7 @@ def selected(model: nn.Module, only: Choice | None, skip: Choice | None) -> Sele
     one name or a part of it, `**` for any number of names: "stages.*.norm", "**.norm".
     Raises ModelError if a glob names no module.
     """
-    if only is None and skip is None:
+    if (only is None and skip is None) or not isinstance(model, nn.Module):  # what is none is told of later
         return NOTHING
     modules = dict(model.named_modules(remove_duplicate=False))
     compiled = set(modules) if only is None else _chosen(modules, only, "only")

@@ -218,7 +218,7 @@ def test_batch_norm_that_depends_on_the_batch(module: nn.Module, reason: str) ->
 
 
 def test_rules_look_at_the_flag_of_the_module_itself() -> None:
-    rule = next(rule for rule in NORM if nn.BatchNorm2d in rule.targets)
+    rule = NORM.table[nn.BatchNorm2d]
     with pytest.raises(Inexact, match="batch norm in training mode depends on the batch"):
         rule(Affine.identity(4, 2), nn.BatchNorm2d(4).train())
     dropout = DEFAULT.table[nn.Dropout]

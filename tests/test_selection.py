@@ -47,7 +47,8 @@ class Net(nn.Module):
 
 def net() -> Net:
     torch.manual_seed(0)
-    model = randomize(Net()).eval().double()
+    model = Net()
+    randomize(model).eval().double()
     with torch.no_grad():
         model.gamma.fill_(1.0)
     return model
@@ -163,7 +164,8 @@ def test_everything_stays(choice: Any) -> None:
 def test_nothing_stays() -> None:
     model = net()
     everything = fuse(model).state_dict()
-    for choice in ({}, {"skip": []}, {"skip": lambda path, _: False}, {"only": lambda path, _: path == ""}):
+    choices: list[Any] = [{}, {"skip": []}, {"skip": lambda path, _: False}, {"only": lambda path, _: path == ""}]
+    for choice in choices:
         assert list(fuse(model, **choice).state_dict()) == list(everything)
 
 
@@ -189,7 +191,7 @@ def test_what_stays_inside_of_what_stays_python() -> None:
     fused = checked(model, skip="2.second")
     assert_kept(fused, model, "2.second")
     assert norms(fused) == 2
-    assert norms(checked(model[2], torch.randn(1, 8, 5, 5).double(), skip="second")) == 2
+    assert norms(checked(model.get_submodule("2"), torch.randn(1, 8, 5, 5).double(), skip="second")) == 2
     assert norms(checked(model, only="2.first")) == 2
     assert norms(checked(model, skip="2")) == 4
 

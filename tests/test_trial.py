@@ -26,6 +26,8 @@ FOUND = re.compile(
 class Blur(nn.Module):
     """A fixed kernel on every channel, rows unlike columns, by a formula that tracing could look into."""
 
+    kernel: Tensor
+
     def __init__(self, channels: int, stride: int = 1, mode: str = "constant") -> None:
         super().__init__()
         self.channels, self.stride, self.mode = channels, stride, mode
@@ -59,6 +61,8 @@ def gained(m: Gained, weight: Tensor, bias: Tensor | None, groups: int | None = 
 
 class Normed(nn.Module):
     """y = x / sqrt(var + eps)"""
+
+    var: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,10 +4,13 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repcompile.testing.checks import check_affine_rule, check_rewrite_rule
 from repcompile.testing.models import randomize
+
+if TYPE_CHECKING:
+    from repcompile.testing.strategies import affines, blocks, graphs, images_for
 
 STRATEGIES = ("affines", "blocks", "graphs", "images_for")
 

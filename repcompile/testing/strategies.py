@@ -6,7 +6,7 @@ Weights of maps and images for them are small whole numbers: every sum of produc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -192,7 +192,7 @@ def graphs(draw: st.DrawFn, channels: int = 4, most: int = 8) -> nn.Module:
 
 
 @contextmanager
-def _seeded(draw: st.DrawFn) -> Iterator[None]:
+def _seeded(draw: st.DrawFn) -> Generator[None]:
     """Weights are drawn from a drawn seed, and the global generator is as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
