@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
 
 from repcompile.capture import Captured
 from repcompile.errors import RuleError
@@ -150,7 +152,21 @@ class RuleSet:
         table = self.tables.get(kind, {})
         if node.op == "call_module":
             return None if node.target in captured.opaque else _for_module(table, captured, node)
-        return table.get(node.target) if node.op in ("call_function", "call_method") else None
+        if node.op not in ("call_function", "call_method"):
+            return None
+        return next((table[target] for target in _spellings(node.target) if target in table), None)
+
+
+def _spellings(target: Any) -> tuple[Any, ...]:
+    """What a call names, and what rules may name instead: a custom operator is called by its overload or its packet."""
+    if isinstance(target, OpOverload):
+        return target, target.overloadpacket
+    return (target, getattr(target, "default", target)) if isinstance(target, OpOverloadPacket) else (target,)
+
+
+def _named(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """The targets, where what `torch.library.custom_op` returns is the overload that it made."""
+    return tuple(target._opoverload if isinstance(target, CustomOpDef) else target for target in targets)
 
 
 def _for_module(table: Mapping[Target, Rule], captured: Captured, node: fx.Node) -> Rule | None:
@@ -185,14 +201,14 @@ def affine_rule(
     def declare(function: Callable[..., Any]) -> Rule:
         signature = inspect.signature(function)
         traits = (late, strict, elementwise, integers, copies, subtracts, keeps_dtype, False, word)
-        return Rule("affine", targets, function, signature, *traits)
+        return Rule("affine", _named(targets), function, signature, *traits)
 
     return declare
 
 
 def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
     """Declare an operator that only moves positions: the input's `Shape` and the call's arguments in, `Layout` out."""
-    return lambda function: Rule("layout", targets, function, inspect.signature(function))
+    return lambda function: Rule("layout", _named(targets), function, inspect.signature(function))
 
 
 def shape_rule(*targets: Target, keeps_rank: bool = False) -> Callable[[Callable[..., Any]], Rule]:
@@ -200,7 +216,7 @@ def shape_rule(*targets: Target, keeps_rank: bool = False) -> Callable[[Callable
 
     keeps_rank: the result has as many axes as its operand and is of its dtype, also where nobody knows its shape.
     """
-    return lambda function: Rule("shape", targets, function, inspect.signature(function), keeps_rank=keeps_rank)
+    return lambda function: Rule("shape", _named(targets), function, inspect.signature(function), keeps_rank=keeps_rank)
 
 
 def _shown(value: Any) -> str:
