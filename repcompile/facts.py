@@ -255,6 +255,8 @@ class _Interpreter:
 
     def _shape_of(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Shape | None:
         shape = self._shapes.get(values[0]) if node.args and node.args[0] is values[0] else None
+        if shape is None and self._rules.on_trial(rule):  # nothing to compare it with
+            return None
         args, kwargs = self._arguments(node, None)
         options = self._extras(node, rule, values)
         try:

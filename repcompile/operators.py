@@ -35,6 +35,12 @@ NAMES = {  # positional parameters behind the operand, of operators that have no
     **dict.fromkeys(("mean", "sum", "var", "std", "amax", "amin", "prod"), ("dim", "keepdim")),
     **dict.fromkeys(("softmax", "log_softmax"), ("dim",)),
     **{"clamp": ("min", "max"), "pow": ("exponent",), "cat": ("dim",), "flatten": ("start_dim", "end_dim")},
+    **{"gelu": ("approximate",), "softplus": ("beta", "threshold")},
+}
+DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # of the same
+    **dict.fromkeys(("mean", "sum", "prod"), (None, False)),
+    **dict.fromkeys(("amax", "amin"), ((), False)),
+    **{"gelu": ("none",), "softplus": (1, 20), "flatten": (0, -1), "cat": (0,)},
 }
 MODULES: Mapping[type[nn.Module], tuple[str, tuple[str, ...]]] = {  # module -> function, attributes as its arguments
     **{getattr(nn, name): (name.lower(), ()) for name in ("ReLU", "ReLU6", "Sigmoid", "Tanh", "SiLU", "Mish", "SELU")},
@@ -126,19 +132,22 @@ def _arguments(node: fx.Node, name: Any) -> tuple[tuple[Any, ...], dict[str, Any
 
 def _without_defaults(name: Any, args: list[Any]) -> list[Any]:
     defaults = _defaults(name) if isinstance(name, str) else ()
-    while args and len(args) <= len(defaults) and type(args[-1]) is type(defaults[len(args) - 1]):
-        if args[-1] != defaults[len(args) - 1]:
-            break
+    while args and len(args) <= len(defaults) and _same(args[-1], defaults[len(args) - 1]):
         args = args[:-1]
     return args
+
+
+def _same(value: Any, default: Any) -> bool:
+    numbers = type(value) in (int, float) and type(default) in (int, float)
+    return (numbers or type(value) is type(default)) and not isinstance(value, fx.Node) and bool(value == default)
 
 
 @cache
 def _defaults(name: str) -> tuple[Any, ...]:
     """The defaults of the parameters behind the operand, as torch.nn.functional has them."""
     function = getattr(nn.functional, name, None)
-    if function is None:
-        return ()
+    if name in DEFAULTS or function is None:
+        return DEFAULTS.get(name, ())
     try:
         given = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -156,7 +156,7 @@ def report_on(
     fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
-        *(Left(path, SKIPPED) for path in captured.modules if path in captured.selection.whole),
+        *(Left(path, SKIPPED) for path in _skipped(captured)),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in failed),
         *(Left(item.path, item.reason) for item in rewrites.declined),
         *_too_dear(plan, gone, facts),
@@ -164,6 +164,12 @@ def report_on(
     )
     lonely = _lonely_norms(facts, done, {item.path for item in left})
     return Report(captured.name, fused, (*left, *lonely), checks, rewrites.done)
+
+
+def _skipped(captured: Captured) -> Iterable[str]:
+    """The modules that the caller keeps, as far as they are called, or their weights read."""
+    read = (str(node.target).rpartition(".")[0] for node in captured.graph.find_nodes(op="get_attr"))
+    return dict.fromkeys(path for path in (*captured.modules, *read) if path in captured.selection.whole)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:

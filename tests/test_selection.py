@@ -145,6 +145,19 @@ def test_weights_that_a_parent_reads() -> None:
     assert torch.equal(fused.get_parameter("project.weight"), model.project.weight)
 
 
+def test_an_exported_program() -> None:
+    """It has no modules to call: what reads the weights of one stays."""
+    model = net()
+    program = torch.export.export(model, (IMAGE,))
+    fused = fuse(program, skip="stages.1.0.large")
+    torch.testing.assert_close(fused.module()(IMAGE), model(IMAGE), rtol=1e-9, atol=1e-9)
+    names = {name for name in model.state_dict() if name.startswith("stages.1.0.large") and "tracked" not in name}
+    assert names <= set(fused.state_dict)
+    assert "stages.1.1.large.1.running_mean" not in fused.state_dict
+    left = explain(program, skip="stages.1.0.large").left
+    assert {item.path for item in left if item.reason == SKIPPED} == {"stages.1.0.large.0", "stages.1.0.large.1"}
+
+
 def test_a_scale_of_ones_that_stays() -> None:
     """Dropped otherwise, with its entry of the state dict."""
     model = net()
