@@ -169,7 +169,9 @@ def report_on(
 def _skipped(captured: Captured) -> Iterable[str]:
     """The modules that the caller keeps, as far as they are called, or their weights read."""
     read = (str(node.target).rpartition(".")[0] for node in captured.graph.find_nodes(op="get_attr"))
-    return dict.fromkeys(path for path in (*captured.modules, *read) if path in captured.selection.whole)
+    return dict.fromkeys(
+        path for path in (*captured.opaque, *captured.modules, *read) if path in captured.selection.whole
+    )
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from repcompile import (
     rewrite_rule,
 )
 from repcompile.rules import RewriteRule
-from repcompile.testing import randomize
+from repcompile.testing import blocks, graphs, randomize
 
 
 class QuickGELU(nn.Module):
@@ -468,3 +468,59 @@ def test_rules_that_are_none(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(RuleError, match=message):
         rewrite_rule(type("Odd", (), parts))
     assert issubclass(RuleError, RepcompileError)
+
+
+# -- any model ---------------------------------------------------------------------------------------------------------
+
+
+@rewrite_rule
+class Swapped:
+    @staticmethod
+    def pattern(a: Any, b: Any) -> Any:
+        return a + b
+
+    @staticmethod
+    def replacement(a: Any, b: Any) -> Any:
+        return b - (-a)
+
+
+@rewrite_rule
+class Halved:
+    @staticmethod
+    def pattern(x: Any) -> Any:
+        return x * 0.5
+
+    @staticmethod
+    def replacement(x: Any) -> Any:
+        return x / 2
+
+
+@rewrite_rule
+class Folded:
+    """A 1x1 convolution behind a norm, written out: what the compiler would do by itself."""
+
+    @staticmethod
+    def pattern(
+        x: Any, norm: Any = any_module(nn.BatchNorm2d), conv: Any = any_module(nn.Conv2d, kernel_size=1)
+    ) -> Any:
+        return conv(norm(x))
+
+    @staticmethod
+    def replacement(x: Any, norm: Any, scaled: Any = build(lambda match: with_bias(match["conv"]))) -> Any:
+        return scaled(norm(x))
+
+
+def with_bias(conv: nn.Conv2d) -> nn.Conv2d:
+    if conv.bias is None:
+        conv.bias = nn.Parameter(torch.zeros(conv.out_channels, dtype=conv.weight.dtype))
+    return conv
+
+
+@given(model=blocks() | graphs(), rules=st.lists(st.sampled_from([Swapped, Halved, Folded]), min_size=1, unique=True))
+def test_drawn_models_stay_equal(model: nn.Module, rules: list[RewriteRule]) -> None:
+    result = compile_model(model, rules=DEFAULT + rules)
+    event(f"rewritten in {min(len(result.report.rewritten), 3)} places or more")
+    with torch.no_grad():
+        expected = model(IMAGE)
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(result.module(IMAGE), expected, rtol=0.0, atol=1e-9 * scale)
