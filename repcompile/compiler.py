@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.classes import hooked, move_hooks
 from repcompile.copies import duplicate
 from repcompile.cost import CostModel, Roofline
 from repcompile.defaults import specialized
@@ -133,7 +134,10 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
     arguments = result.captured.arguments
     if not isinstance(result.module, fx.GraphModule) or arguments is None:
         return result.module
-    return specialized(result.module, model, arguments)
+    module = specialized(result.module, model, arguments)
+    if hooked(model):
+        move_hooks(model, module)
+    return module
 
 
 def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
@@ -284,7 +288,7 @@ def explain(
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> dict[fx.Node, tuple[int, ...]]:
     """The shapes on the way of the example inputs; the captured graph must compute what the model does."""
-    if inputs is None:
+    if inputs is None or hooked(model):  # a hook may change what its forward gets
         return {}
     output, shapes = execute(captured, inputs)
     check = compare_outputs(run_copy(model, inputs), output)

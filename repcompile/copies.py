@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repcompile.errors import ModelError
 
+_TAKEN = frozenset((*vars(nn.Module()), *dir(fx.GraphModule)))  # names that a graph module needs for itself
 TABLES = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, str, bytes, type(None))
 M = TypeVar("M", bound=nn.Module)
@@ -44,6 +45,18 @@ def same_state(left: nn.Module, right: nn.Module) -> bool:
     if len(pairs) != sum(1 for _ in left.modules()) or len(pairs) != sum(1 for _ in right.modules()):
         return False
     return all(_same_attributes(vars(a), vars(b)) and _same_tensors(a, b) for a, b in pairs)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers, texts and the like that a module has, and that another one may have in its place."""
+    return {name: value for name, value in vars(module).items() if _is_plain(value) and name not in _TAKEN}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nobody can change it."""
+    if type(value) in (tuple, frozenset, torch.Size):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 def copied(inputs: Sequence[Any]) -> list[Any]:

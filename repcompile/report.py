@@ -18,6 +18,7 @@ from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import Idiom
 from repcompile.plan import Plan
+from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.rewrites import Replacement, Rewrites
 from repcompile.selection import SKIPPED
@@ -152,7 +153,7 @@ def report_on(
     """The report of a compilation."""
     gone = {node for item in rewritten for node in item.region.dying}
     done = {node for item in rewritten for node in item.region.nodes}
-    failed = [item for item in rollbacks if item.region.sink not in done]  # nothing else took its place
+    failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
     fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
         *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
@@ -172,6 +173,11 @@ def _skipped(captured: Captured) -> Iterable[str]:
     return dict.fromkeys(
         path for path in (*captured.opaque, *captured.modules, *read) if path in captured.selection.whole
     )
+
+
+def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:
+    """The nodes of a region that do more than move positions."""
+    return (node for node in region.nodes if node not in facts.steps)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:
