@@ -5,8 +5,20 @@ from repcompile.axis import Axis
 from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
+from repcompile.idioms import idiom
 from repcompile.report import Report
-from repcompile.rules import DEFAULT, RuleSet, affine_rule, layout_rule, shape_rule
+from repcompile.rules import (
+    DEFAULT,
+    RuleSet,
+    affine_rule,
+    any_constant,
+    any_module,
+    build,
+    layout_rule,
+    load_rules,
+    rewrite_rule,
+    shape_rule,
+)
 from repcompile.verify import Check, verify
 
 __version__ = "0.1.0"
@@ -30,10 +42,16 @@ __all__ = [
     "Uniform",
     "VerificationError",
     "affine_rule",
+    "any_constant",
+    "any_module",
+    "build",
     "compile_model",
     "explain",
     "fuse",
+    "idiom",
     "layout_rule",
+    "load_rules",
+    "rewrite_rule",
     "shape_rule",
     "verify",
 ]

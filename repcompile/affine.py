@@ -12,14 +12,16 @@ This file is legality: it knows shapes and integers, and never reads a weight. A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from repcompile.axis import POINT, Axis
+from repcompile.axis import POINT, Axis, paddings, per_axis
+from repcompile.copies import duplicate
 from repcompile.errors import Inexact
+from repcompile.impulses import measured
 from repcompile.values import Constant, Weight, as_constant, computed, filled
 
 Scalar = int | float
@@ -99,7 +101,8 @@ class Affine:
 
     kernel: (c_out, c_in / groups, *sizes)   bias: (c_out,)   border: (c_out, 1, *sizes), on the kernel's own window
 
-    Build one with `conv`, `conv_transpose`, `linear`, `diagonal`, `identity`, `pad`, `select` or `cat`; combine with
+    Build one with `conv`, `depthwise`, `conv_transpose`, `linear`, `diagonal` (a scale and a shift for each channel),
+    `identity`, `pad`, `select` or `cat`, or let `probe` measure it; combine with
     `outer @ inner`, `a + b`, `a - b`, `-a`, and `gain * a`, `a + shift` for numbers and tensors under torch's
     broadcasting. What no single operator equals raises `Inexact` with the reason.
     """
@@ -133,8 +136,8 @@ class Affine:
         mode: torch's padding mode.
         """
         c_out, c_in_group, *sizes = weight.shape
-        strides, dilations = _per_axis(stride, len(sizes)), _per_axis(dilation, len(sizes))
-        pads = _paddings(padding, sizes, dilations)
+        strides, dilations = per_axis(stride, len(sizes)), per_axis(dilation, len(sizes))
+        pads = paddings(padding, sizes, dilations)
         axes = tuple(
             Axis(size, step, dil if size > 1 else 1, lo, hi)
             for size, step, dil, (lo, hi) in zip(sizes, strides, dilations, pads, strict=True)
@@ -163,7 +166,7 @@ class Affine:
         def turned(value: Tensor) -> Tensor:
             return value.unflatten(0, (groups, -1)).transpose(1, 2).reshape(shape).flip(*range(2, 2 + n))
 
-        geometry = (sizes, *(_per_axis(option, n) for option in (stride, padding, output_padding, dilation)))
+        geometry = (sizes, *(per_axis(option, n) for option in (stride, padding, output_padding, dilation)))
         axes = tuple(
             Axis(size, 1, dil if size > 1 else 1, dil * (size - 1) - pad, dil * (size - 1) - pad + extra, up)
             for size, up, pad, extra, dil in zip(*geometry, strict=True)
@@ -237,6 +240,34 @@ class Affine:
         kernel = filled(1.0 if gain is None else gain, channels, (channels, 1, *[1] * n_axes))
         bias = None if shift is None else filled(shift, channels, (channels,))
         return Affine(channels, channels, channels, (POINT,) * n_axes, Leaf(kernel, bias), has_bias=shift is not None)
+
+    @staticmethod
+    def depthwise(
+        kernel: Weight,
+        bias: Weight | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int | tuple[int, int]] = 0,
+        dilation: int | Sequence[int] = 1,
+        mode: str = "zeros",
+    ) -> Affine:
+        """Each channel convolved with a kernel of its own.  kernel: (c, *sizes)  bias: (c,); the rest as for `conv`."""
+        channels, *sizes = kernel.shape
+        weight = computed(lambda w: w.unsqueeze(1), kernel, shape=(channels, 1, *sizes))
+        return Affine.conv(weight, bias, stride, padding, dilation, channels, mode)
+
+    @staticmethod
+    def probe(module: Callable[[Tensor], Tensor], channels: int, n_axes: int = 2, window: int = 15) -> Affine:
+        """The convolution that `module` is, measured by impulses: for operators whose kernel nobody wants to derive.
+
+        module: a module (a copy in float64 is run), or a function; it takes (n, channels, *spatial) with `n_axes` axes.
+        window: no output may read positions that are further apart.
+        Raises Inexact, with the reason, if it is not linear, not shift-equivariant, or does not pad in a way torch has.
+        """
+        function = duplicate(module).double() if isinstance(module, nn.Module) else module
+        found = measured(function, channels, n_axes, window)
+        return Affine.conv(
+            found.kernel, found.bias, found.strides, found.pads, found.dilations, found.groups, found.mode
+        )
 
     @staticmethod
     def identity(channels: int, n_axes: int) -> Affine:
@@ -508,31 +539,6 @@ def _require_per_channel(x: Affine, tensor: Weight | Scalar) -> None:
         raise Inexact(
             f"a tensor of shape {shape} is not one number for each of {x.c_out} channels before {n_axes} axes"
         )
-
-
-# -- torch's spellings of geometry -------------------------------------------------------------------------------------
-
-
-def _per_axis(value: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * n_axes
-    return tuple(value) * n_axes if len(value) == 1 else tuple(value)
-
-
-def _paddings(
-    padding: int | str | Sequence[int | tuple[int, int]], sizes: Sequence[int], dilations: Sequence[int]
-) -> list[tuple[int, int]]:
-    """(lo, hi) of every axis; 'same' pads the odd position at the end, as torch does."""
-    if padding == "valid":
-        return [(0, 0)] * len(sizes)
-    if padding == "same":
-        spans = [dilation * (size - 1) for size, dilation in zip(sizes, dilations, strict=True)]
-        return [(span // 2, span - span // 2) for span in spans]
-    if isinstance(padding, str):
-        raise Inexact(f"padding {padding!r} is neither 'same' nor 'valid'")
-    entries = [padding] * len(sizes) if isinstance(padding, int) else list(padding)
-    entries = entries * len(sizes) if len(entries) == 1 else entries
-    return [(entry, entry) if isinstance(entry, int) else entry for entry in entries]
 
 
 def _shape(x: Affine) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
+
+from repcompile.errors import Inexact
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +87,29 @@ class Axis:
 
 
 POINT = Axis()
+
+
+# -- torch's spellings of geometry -------------------------------------------------------------------------------------
+
+
+def per_axis(value: int | Sequence[int], n_axes: int) -> tuple[int, ...]:
+    """One number for each axis."""
+    if isinstance(value, int):
+        return (value,) * n_axes
+    return tuple(value) * n_axes if len(value) == 1 else tuple(value)
+
+
+def paddings(
+    padding: int | str | Sequence[int | tuple[int, int]], sizes: Sequence[int], dilations: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(lo, hi) of every axis; 'same' pads the odd position at the end, as torch does."""
+    if padding == "valid":
+        return [(0, 0)] * len(sizes)
+    if padding == "same":
+        spans = [dilation * (size - 1) for size, dilation in zip(sizes, dilations, strict=True)]
+        return [(span // 2, span - span // 2) for span in spans]
+    if isinstance(padding, str):
+        raise Inexact(f"padding {padding!r} is neither 'same' nor 'valid'")
+    entries = [padding] * len(sizes) if isinstance(padding, int) else list(padding)
+    entries = entries * len(sizes) if len(entries) == 1 else entries
+    return [(entry, entry) if isinstance(entry, int) else entry for entry in entries]

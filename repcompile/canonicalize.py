@@ -43,6 +43,8 @@ def canonicalize(captured: Captured) -> Captured:
     seen: dict[Any, fx.Node] = {}
     written = exposed(captured.graph, captured.opaque, captured.classes)
     for node in list(captured.graph.nodes):
+        if captured.stays(node):
+            continue
         if _is_sum_of_stack(node):
             _add_up(node)
         elif _does_nothing(node, captured) and (node not in written or _is_name(node, captured)):

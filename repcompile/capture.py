@@ -22,6 +22,7 @@ from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
 from repcompile.modules import FixedDtype
+from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
 from repcompile.wrappers import entry, own_call
@@ -37,6 +38,7 @@ class Captured:
     classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
     transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
     arguments: the way of calling the model that the graph is.
+    selection: what stays as it is, because the caller said so.
     attributes: numbers, texts and the like that the model has, and that others may read.
     """
 
@@ -50,6 +52,16 @@ class Captured:
     name: str = "Module"
     arguments: Arguments | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    selection: Selection = NOTHING
+
+    def stays(self, node: fx.Node) -> bool:
+        """Whether the caller wants `node` to stay as it is: it belongs to a kept module, or reads its weights."""
+        kept = self.selection.kept
+        if not kept:
+            return False
+        owners = [_owner(operand) for operand in node.all_input_nodes if operand.op == "get_attr"]
+        place = str(node.target) if node.op == "call_module" else str(node.meta.get("path", ""))
+        return place in kept or any(owner in kept for owner in owners)
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""
@@ -61,28 +73,33 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, leaves: tuple[type[nn.Module], ...] = (), example_inputs: Sequence[Any] | None = None
+    model: nn.Module,
+    leaves: tuple[type[nn.Module], ...] = (),
+    example_inputs: Sequence[Any] | None = None,
+    selection: Selection = NOTHING,
+    arguments: Arguments | None = None,
 ) -> Captured:
     """The graph of `model`.
 
     leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
     example_inputs: the way in which it is called; without, every argument that has a default keeps it.
+    selection: modules that stay one node, because the caller said so.  arguments: the way itself, where it is known.
     Raises ModelError if `model` is not an nn.Module in eval mode or cannot be copied, Untraceable if its own forward
     cannot be traced.
     """
     _require_eval(model)
     if isinstance(model, Specialized):
         raise Untraceable("it is fused already, for one way of calling it")
-    arguments = arguments_of(type(model).__name__, entry(model), example_inputs)
+    arguments = arguments or arguments_of(type(model).__name__, entry(model), example_inputs)
     if hooked(model) and (own_call(model) or not arguments.only_one or not unconcerned(model)):
         raise Untraceable("it has hooks, which see its inputs and outputs")
     modules = dict(model.named_modules())
-    opaque: dict[str, str] = {}
+    opaque = dict.fromkeys(selection.whole, SKIPPED)
     while True:  # ends: every round makes one more module a leaf
         try:
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
-            classes = _classes(traced.graph, modules, {**opaque, **traced.failures})
+            classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
             graph = _placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
@@ -93,14 +110,38 @@ def capture(
         graph,
         {path: modules[path] for path in modules if path in used},
         traced.constants,
-        {path: reason for path, reason in opaque.items() if path in used},
+        {path: reason for path, reason in _unknown(opaque, modules).items() if path in used},
         classes,
         _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
         type(model).__name__,
         arguments,
         plain_attributes(model),
+        selection,
     )
+
+
+def _unknown(opaque: Mapping[str, str], modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Those of which nobody knows what they do; a layer of torch's that is skipped is known all the same."""
+    return {
+        path: reason
+        for path, reason in opaque.items()
+        if reason != SKIPPED or (path in modules and torch_class(modules[path]) is None)
+    }
+
+
+def _owner(constant: fx.Node) -> str | None:
+    """The path of the module that a `get_attr` node belongs to, None if no module registers it."""
+    return None if str(constant.target).startswith(KEPT) else str(constant.target).rpartition(".")[0]
+
+
+def called(node: fx.Node, captured: Captured) -> str:
+    """A node in the user's words: the path of its module, and what it calls."""
+    path = str(node.meta.get("path") or "")
+    if node.op == "call_module":
+        return f"{path!r} ({type(captured.module(node)).__name__})"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{name!r} in {path!r}" if path else f"{name!r} in {captured.name}"
 
 
 def _classes(

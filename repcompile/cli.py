@@ -15,6 +15,7 @@ from torch import nn
 from repcompile import demo
 from repcompile.compiler import explain
 from repcompile.errors import ModelError, RepcompileError
+from repcompile.rules import DEFAULT, load_rules
 from repcompile.testing import randomize
 
 ZOO = "fastvit_zoo:create_model"
@@ -50,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("factory", help="package.module:function that returns a model, e.g. torchvision.models:resnet18")
     why.add_argument("arguments", nargs="*", help="arguments of the factory: value, or name=value")
     why.set_defaults(command=_explain)
+    for command in (show, why):
+        command.add_argument(
+            "--rules", action="append", default=[], metavar="NAME", help="rules of an installed package"
+        )
+        command.add_argument("--only", action="append", metavar="GLOB", help="compile only modules with such paths")
+        command.add_argument(
+            "--skip", action="append", metavar="GLOB", help="leave modules with such paths as they are"
+        )
     return parser
 
 
@@ -58,7 +67,7 @@ def _demo(options: argparse.Namespace) -> None:
     model = _made(options.factory, (options.model,), given)
     model = model.eval() if options.checkpoint else randomize(model).eval()
     weights = f"weights of {options.checkpoint}" if options.checkpoint else "random weights and statistics"
-    result = demo.run(model, _function(options.image)())
+    result = demo.run(model, _function(options.image)(), **_choices(options))
     names = _function(options.names) if options.checkpoint else None
     demo.show(Console(), f"{options.model}, {weights}", result, names)
 
@@ -66,7 +75,15 @@ def _demo(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace) -> None:
     positional = [_value(a) for a in options.arguments if "=" not in a]
     named = {name: _value(text) for name, text in (a.split("=", 1) for a in options.arguments if "=" in a)}
-    Console().print(explain(_made(options.factory, positional, named).eval()))
+    Console().print(explain(_made(options.factory, positional, named).eval(), **_choices(options)))
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """The rules that were named on top of the usual ones, and the modules that were chosen."""
+    rules = DEFAULT
+    for name in options.rules:
+        rules += load_rules(name)
+    return {"rules": rules, "only": options.only, "skip": options.skip}
 
 
 def _made(factory: str, positional: Sequence[Any], named: Mapping[str, Any]) -> nn.Module:

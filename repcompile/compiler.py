@@ -16,22 +16,36 @@ from repcompile.classes import hooked, move_hooks
 from repcompile.copies import duplicate
 from repcompile.cost import CostModel, Roofline
 from repcompile.defaults import specialized
-from repcompile.errors import ModelError, Untraceable, VerificationError
+from repcompile.errors import ModelError, RuleError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
 from repcompile.exported import examples_of, module_of, program_of
 from repcompile.facts import Facts, affine_facts
+from repcompile.names import safe
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
 from repcompile.regions import Region, candidate_regions
 from repcompile.regroup import regrouped
 from repcompile.report import Report, joined, report_on
 from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
-from repcompile.rules import DEFAULT, RuleSet
+from repcompile.rewrites import Rewrites, rewritten_by
+from repcompile.rules import DEFAULT, RuleSet, load_rules
+from repcompile.selection import SKIPPED, Choice, Selection, selected
+from repcompile.trial import Trial
 from repcompile.verify import Check, compare_outputs, verify
 from repcompile.wrappers import unwrapped
 
 Inputs = Sequence[Any]
+Rules = RuleSet | str  # the name of rules that a package offers means those on top of `DEFAULT`
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is known of operators, what these cost, and what the caller wants to stay."""
+
+    rules: RuleSet
+    cost: CostModel
+    selection: Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,8 @@ class Compilation:
     module: nn.Module
     rewritten: tuple[Rewritten, ...]
     rollbacks: tuple[Rollback, ...]
+    rewrites: Rewrites
+    rules: RuleSet
     checks: tuple[Check, Check] | None = None
     inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
     later: Compilation | None = None
@@ -57,7 +73,8 @@ class Compilation:
     @property
     def report(self) -> Report:
         """What was fused, what was not, and why not."""
-        report = report_on(self.captured, self.facts, self.plan, self.rewritten, self.rollbacks, self.checks)
+        done, names = (self.rewritten, self.rollbacks, self.rewrites), self.rules.idioms
+        report = report_on(self.captured, self.facts, self.plan, *done, names, self.checks)
         for path, part in self.inner.items():
             report = joined(report, part.report.under(path))
         return report if self.later is None else joined(replace(report, left=()), self.later.report)
@@ -67,8 +84,10 @@ def compile_model(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> Compilation:
     """Run every stage and keep every intermediate value; `fuse` and `explain` are views of the result.
 
@@ -77,17 +96,29 @@ def compile_model(
     if isinstance(model, ExportedProgram):
         model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    result = _rounds(model, example_inputs, rules, cost or Roofline())
+    selection = selected(model, only, skip)
+    result = _rounds(model, example_inputs, Options(_known(rules), cost or Roofline(), selection))
     return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
 
 
-def _rounds(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
+def _known(rules: Rules) -> RuleSet:
+    if not isinstance(rules, RuleSet | str):
+        raise RuleError(f"rules is a RuleSet, as in DEFAULT + [mine], or a name; got {type(rules).__name__}")
+    return DEFAULT + load_rules(rules) if isinstance(rules, str) else rules
+
+
+def _rounds(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
+    if "" in options.selection.whole:
+        return _around(model, SKIPPED, options)
     try:
-        first = _one_round(model, example_inputs, rules, cost)
+        first = _one_round(model, example_inputs, options)
     except Untraceable as reason:
-        return _around(model, str(reason), rules, cost)
+        return _around(model, str(reason), options)
     if first.facts.truncated and first.rewritten:
-        later = _rounds(first.module, _inputs_of(first, example_inputs), rules, cost)
+        renamed = replace(
+            options, rules=options.rules - options.rules.rewrites, selection=options.selection.renamed(safe)
+        )
+        later = _rounds(first.module, _inputs_of(first, example_inputs), renamed)
         first = replace(first, module=later.module, later=later)
     return replace(first, module=_callable_as(model, first))
 
@@ -109,22 +140,36 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
     return module
 
 
-def _one_round(model: nn.Module, example_inputs: Inputs | None, rules: RuleSet, cost: CostModel) -> Compilation:
-    captured = canonicalize(capture(model, rules.module_classes, example_inputs))
+def _one_round(model: nn.Module, example_inputs: Inputs | None, options: Options) -> Compilation:
+    captured = canonicalize(capture(model, options.rules.module_classes, example_inputs, options.selection))
     known = _measured(captured, model, example_inputs)
-    captured, facts = _understood(captured, rules, known)  # legality: no weight is read
+    captured, known, rewrites = _rewritten(captured, options.rules, known, example_inputs)
+    captured, facts = _understood(captured, options.rules, known)  # legality: no weight is read
+    Trial(captured, facts, options.rules).of_rules()
     regions = candidate_regions(captured, facts, known)
-    inner = _inside({path: captured.modules[path] for path in captured.opaque}, rules, cost)
+    inner = _inside({path: captured.modules[path] for path in captured.opaque}, options)
     parts = {path: part.module for path, part in inner.items()}
-    plan, failed, tried = choose(regions, cost), list[Rollback](), dict[Region, Emission]()  # profit
-    rewriting = partial(rewrite, captured, facts, inner=parts, known=tried)
+    plan, failed, tried = choose(regions, options.cost), list[Rollback](), dict[Region, Emission]()  # profit
+    rewriting = partial(rewrite, captured, facts, rules=options.rules, inner=parts, known=tried)
     module, rewritten, rollbacks = rewriting(plan)  # values: folded once, in float64
     while rollbacks:  # what could not be accepted makes room for what it overlapped
         failed += rollbacks
         broken = {_identity(item.region) for item in failed}
-        plan = choose([region for region in regions if _identity(region) not in broken], cost)
+        plan = choose([region for region in regions if _identity(region) not in broken], options.cost)
         module, rewritten, rollbacks = rewriting(plan)
-    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), rewrites, options.rules, inner=inner)
+
+
+def _rewritten(
+    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]], inputs: Inputs | None
+) -> tuple[Captured, Mapping[fx.Node, tuple[int, ...]], Rewrites]:
+    """(the graph behind the rewrite rules, the shapes of its values, what they did)"""
+    if not rules.rewrites:
+        return captured, known, Rewrites(captured)
+    result = rewritten_by(rules.rewrites, captured, affine_facts(captured, rules, known))
+    if result.done and inputs is not None:
+        known = execute(result.captured, inputs)[1]
+    return result.captured, known, result
 
 
 def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
@@ -142,27 +187,40 @@ def _understood(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tupl
     return captured, facts
 
 
-def _around(model: nn.Module, reason: str, rules: RuleSet, cost: CostModel) -> Compilation:
+def _around(model: nn.Module, reason: str, options: Options) -> Compilation:
     """A model whose own forward stays Python: a copy, with compiled children."""
-    captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__)
-    inner = _inside({"": model}, rules, cost)
+    captured = Captured(fx.Graph(), {}, {}, {"": reason}, name=type(model).__name__, selection=options.selection)
+    inner = _inside({"": model}, options)
     module = duplicate(model)
     for path, part in inner.items():
         module.set_submodule(path, part.module)
-    return Compilation(captured, affine_facts(captured, rules), Plan(()), module, (), (), inner=inner)
+    return Compilation(
+        captured,
+        affine_facts(captured, options.rules),
+        Plan(()),
+        module,
+        (),
+        (),
+        Rewrites(captured),
+        options.rules,
+        inner=inner,
+    )
 
 
-def _inside(modules: Mapping[str, nn.Module], rules: RuleSet, cost: CostModel) -> dict[str, Compilation]:
+def _inside(modules: Mapping[str, nn.Module], options: Options) -> dict[str, Compilation]:
     """Compilations of what modules that stay Python call, as far outside as possible."""
     inner: dict[str, Compilation] = {}
+    whole = options.selection.whole
     for path, module in modules.items():
-        for name, child in exchangeable_children(module):
+        for name, child in exchangeable_children(module) if path not in whole else ():
             place = f"{path}.{name}".lstrip(".")
+            if place in whole:
+                continue
             try:
-                part = _rounds(child, None, rules, cost)
+                part = _rounds(child, None, replace(options, selection=options.selection.inside(place)))
             except ModelError:  # in training mode, or not to be copied: as it is
                 continue
-            if part.report.fused:
+            if part.report.fused or part.report.rewritten:
                 inner[place] = part
     return inner
 
@@ -172,23 +230,29 @@ def fuse(
     model: nn.Module,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> nn.Module: ...
 @overload
 def fuse(
     model: ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> ExportedProgram: ...
 def fuse(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> nn.Module | ExportedProgram:
     """A new module that computes what `model` computes in eval mode, with fewer operators.
 
@@ -199,10 +263,13 @@ def fuse(
     and what torch.compile returns are taken off.
     example_inputs: positional arguments of one call. Then costs are exact, and the whole model is compared. Without,
     arguments that have a default keep it; calls that differ run a copy of the model as it was.
-    rules: what is known of each operator.  cost: what operators cost; `Roofline()` unless given.
+    rules: what is known of each operator; `DEFAULT + [mine]`, or the name of rules that an installed package offers.
+    cost: what operators cost; `Roofline()` unless given.
+    only, skip: the modules that are compiled, and those that stay as they are, in training form: a glob of module paths
+    ("stages.3", "**.attention"; all that is inside is meant too), several of them, or a function of path and module.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
     """
-    module = compile_model(model, example_inputs, rules=rules, cost=cost).module
+    module = compile_model(model, example_inputs, rules=rules, cost=cost, only=only, skip=skip).module
     return program_of(module, model) if isinstance(model, ExportedProgram) else module
 
 
@@ -210,11 +277,13 @@ def explain(
     model: nn.Module | ExportedProgram,
     example_inputs: Inputs | None = None,
     *,
-    rules: RuleSet = DEFAULT,
+    rules: Rules = DEFAULT,
     cost: CostModel | None = None,
+    only: Choice | None = None,
+    skip: Choice | None = None,
 ) -> Report:
     """What `fuse` would do with `model`, what it would leave, and why.  `print` it."""
-    return compile_model(model, example_inputs, rules=rules, cost=cost).report
+    return compile_model(model, example_inputs, rules=rules, cost=cost, only=only, skip=skip).report
 
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> dict[fx.Node, tuple[int, ...]]:

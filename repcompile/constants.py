@@ -27,7 +27,8 @@ class Constants:
         self._values: dict[fx.Node, Constant] = {}
         written = exposed(captured.graph, captured.opaque, captured.classes)
         for node in captured.graph.nodes:
-            if node not in written and (node.op == "get_attr" or self._derived(node)):
+            derived = self._derived(node) and not captured.stays(node)
+            if node not in written and (node.op == "get_attr" or derived):
                 self._nodes.add(node)
 
     def __contains__(self, node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from repcompile.errors import ModelError
 
 _TAKEN = frozenset((*vars(nn.Module()), *dir(fx.GraphModule)))  # names that a graph module needs for itself
 TABLES = ("_parameters", "_buffers", "_modules")
+PLAIN = (int, float, str, bytes, type(None))
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -36,6 +37,14 @@ def structure_of(module: M) -> M:
     """A copy of the modules that shares every tensor."""
     tensors = (*module.parameters(), *module.buffers(), *_computed(module))
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def same_state(left: nn.Module, right: nn.Module) -> bool:
+    """Whether two copies of a module hold equal tensors and equal plain attributes, all the way down."""
+    pairs = list(zip(left.modules(), right.modules(), strict=False))
+    if len(pairs) != sum(1 for _ in left.modules()) or len(pairs) != sum(1 for _ in right.modules()):
+        return False
+    return all(_same_attributes(vars(a), vars(b)) and _same_tensors(a, b) for a, b in pairs)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
@@ -63,3 +72,28 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
                 continue
             leaves = pytree.tree_leaves(value)
             yield from (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf)
+
+
+def _same_tensors(left: nn.Module, right: nn.Module) -> bool:
+    tables = [{**module._parameters, **module._buffers} for module in (left, right)]
+    return tables[0].keys() == tables[1].keys() and all(
+        _same(tensor, tables[1][name]) for name, tensor in tables[0].items()
+    )
+
+
+def _same_attributes(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Of the kinds that can be compared; an attribute that came or went tells too."""
+    names = [name for name in left if name not in TABLES]
+    if {*names} != {name for name in right if name not in TABLES}:
+        return False
+    return all(_same(left[name], right[name]) for name in names)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, tuple | list):
+        alike = type(left) is type(right) and len(left) == len(right)
+        return alike and all(_same(a, b) for a, b in zip(left, right, strict=True))
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return not isinstance(left, PLAIN) or left == right
+    alike = left.shape == right.shape and left.dtype == right.dtype
+    return alike and torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)

@@ -29,10 +29,10 @@ class Comparison:
     logits: Tensor
 
 
-def run(model: nn.Module, image: Tensor) -> Comparison:
-    """Fuse `model` and compare the two on `image`: (1, c, h, w)."""
+def run(model: nn.Module, image: Tensor, **choices: Any) -> Comparison:
+    """Fuse `model` and compare the two on `image`: (1, c, h, w).  choices: as of `compile_model`."""
     start = time.perf_counter()
-    compilation = compile_model(model)
+    compilation = compile_model(model, **choices)
     elapsed = time.perf_counter() - start
     fused = compilation.module
     before, after = latencies([model, fused], [image])

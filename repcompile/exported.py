@@ -14,15 +14,23 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from repcompile.classes import HOOK_TABLES
 from repcompile.errors import ModelError
 
 
 def module_of(program: ExportedProgram) -> fx.GraphModule:
-    """The program as a module in eval mode, whatever it was exported in: the operators say what they do."""
+    """The program as a module in eval mode, whatever it was exported in: the operators say what they do.
+
+    torch.export's hooks, which guard the inputs, stay behind; the fused program is exported with guards of its own.
+    """
     known = inspect.signature(program.module).parameters
     module: Any = program.module(check_guards=False) if "check_guards" in known else program.module()
     for part in module.modules():
         part.training = False
+    for name in HOOK_TABLES:
+        hooks = vars(module).get(name)
+        if isinstance(hooks, dict):
+            hooks.clear()
     return module
 
 

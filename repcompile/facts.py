@@ -18,8 +18,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine, Map, Uniform
-from repcompile.capture import Captured
+from repcompile.capture import Captured, called
 from repcompile.constants import Constants
+from repcompile.copies import duplicate, same_state
 from repcompile.errors import Inexact, RepcompileError, RuleError
 from repcompile.interpret import with_tensors
 from repcompile.paths import Fact, Step, aligned, behind, stepped
@@ -29,9 +30,6 @@ from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named
 from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
-STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
-ELEMENTWISE = ("add", "sub", "mul", "div")
-KEEP_RANK = ("same", "resized")  # shape rules
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
@@ -100,7 +98,7 @@ class _Interpreter:
         self._steps: dict[fx.Node, Step] = {}
         self._calls: dict[fx.Node, tuple[fx.Node, dict[str, Any]]] = {}  # a part of a tuple -> who made the tuple
         self._refusals: list[Refusal] = []
-        self._copies: dict[int, nn.Module] = {}
+        self._copies: dict[tuple[int, bool], nn.Module] = {}
         self._truncated = False
 
     def result(self) -> Facts:
@@ -144,7 +142,7 @@ class _Interpreter:
             self._facts[node] = facts
         if self._shapes[node] is None and shape is not None:
             self._shapes[node] = self._shape_of(node, shape, values)
-            if shape.name in KEEP_RANK:
+            if shape.keeps_rank:
                 self._alike.add(node)
 
     def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
@@ -257,6 +255,8 @@ class _Interpreter:
 
     def _shape_of(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Shape | None:
         shape = self._shapes.get(values[0]) if node.args and node.args[0] is values[0] else None
+        if shape is None and self._rules.on_trial(rule):  # nothing to compare it with
+            return None
         args, kwargs = self._arguments(node, None)
         options = self._extras(node, rule, values)
         try:
@@ -315,7 +315,7 @@ class _Interpreter:
                 break
         if refused is not None:
             self._refusals.append(refused)
-        if facts and rule.name in STRICT:
+        if facts and rule.strict:
             self._learn_channels(values[0], facts[0])
         if affine or (len(values) == 1 and node not in self._found):
             self._found[node] = rule
@@ -350,9 +350,13 @@ class _Interpreter:
         except RepcompileError:
             raise
         except Exception as error:  # a rule of the user's
-            raise RuleError(f"rule {rule.name!r} failed on {_called(node)}: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise RuleError(f"rule {rule.name!r} failed on {called(node, self._captured)}: {reason}") from error
+        if call.op == "call_module" and self._rules.on_trial(rule):
+            self._require_untouched(rule, call, args[-1])
         if not isinstance(result, Affine | Uniform):
-            raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {_called(node)}, not a map")
+            place = called(node, self._captured)
+            raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {place}, not a map")
         return result
 
     def _arguments(self, node: fx.Node, rule: Rule | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -362,13 +366,22 @@ class _Interpreter:
         if node.op != "call_module":
             return args, kwargs
         module = self._captured.module(node)
-        return (*args, module if rule is None or rule.late else self._exact(module)), kwargs
+        tried = rule is not None and self._rules.on_trial(rule)
+        return (*args, module if rule is None or (rule.late and not tried) else self._copy(module, rule, tried)), kwargs
 
-    def _exact(self, module: nn.Module) -> nn.Module:
-        """A copy of the module with weights in float64."""
-        if id(module) not in self._copies:
-            self._copies[id(module)] = with_tensors(module, in_float64)
-        return self._copies[id(module)]
+    def _copy(self, module: nn.Module, rule: Rule, tried: bool) -> nn.Module:
+        """A copy of the module, with weights in float64 unless the rule does no arithmetic with them."""
+        key = id(module), rule.late
+        if key not in self._copies:
+            copy = duplicate(module) if tried else module
+            self._copies[key] = copy if rule.late else with_tensors(copy, in_float64)
+        return self._copies[key]
+
+    def _require_untouched(self, rule: Rule, node: fx.Node, copy: nn.Module) -> None:
+        """A rule that is on trial gets a copy, which shows what it would have done to the user's module."""
+        module = self._captured.module(node)
+        if not same_state(copy, module if rule.late else with_tensors(module, in_float64)):
+            raise RuleError(f"rule {rule.name!r} changes {called(node, self._captured)}; rules only read")
 
     def _sized(self, value: fx.Node, x: Map) -> Map:
         return replace(x, sizes=known_sizes(self._shapes.get(value))) if isinstance(x, Uniform) else x
@@ -425,7 +438,7 @@ class _Interpreter:
 
     def _elementwise(self, node: fx.Node) -> bool:
         rule = self._rules.find(node, self._captured, "affine")
-        return rule is not None and rule.name in ELEMENTWISE
+        return rule is not None and rule.elementwise
 
 
 def _widened(shape: Shape, x: Affine) -> Shape:
@@ -440,11 +453,6 @@ def _home(facts: Sequence[Fact], result: Map, end: int) -> int:
     homes = [fact.home for fact in facts if isinstance(fact.map, Affine)]
     grew = isinstance(result, Affine) and result.weights > before
     return end if grew or not homes else min(max(homes), end)
-
-
-def _called(node: fx.Node) -> str:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{name!r} in {node.meta.get('path') or 'the model'!r}"
 
 
 def _mapped_shape(x: Map, shape: Shape | None, source: str, owner: str) -> Shape | None:

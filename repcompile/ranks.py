@@ -23,8 +23,17 @@ from repcompile.modules import of_rank
 from repcompile.regions import Region
 
 PARTICULAR = (nn.BatchNorm2d, nn.BatchNorm3d)  # take one number of axes
-ARITHMETIC = ("add", "sub", "mul", "div", "addcmul")  # rules
-JOINING = (*ARITHMETIC, "truediv", "iadd", "isub", "imul", "itruediv", "cat", "concat", "concatenate")  # operators
+JOINING = (
+    *("add", "sub", "mul", "div", "addcmul"),
+    "truediv",
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "cat",
+    "concat",
+    "concatenate",
+)  # operators
 
 
 def ranks_to_check(regions: Sequence[Region], captured: Captured, facts: Facts) -> Mapping[Region, int]:
@@ -56,7 +65,7 @@ def _leans(node: fx.Node, facts: Facts) -> bool:
         return node in facts.steps
     if node.target is of_rank:
         return True
-    return _widens(node, facts) if rule.name in ARITHMETIC else rule.wants("shape")
+    return _widens(node, facts) if rule.elementwise else rule.wants("shape")
 
 
 def _widens(node: fx.Node, facts: Facts) -> bool:
@@ -156,4 +165,4 @@ def _keeps_rank(node: fx.Node, value: fx.Node, facts: Facts) -> bool:
     if rule is None or node.target is of_rank:
         return False
     near = any(fact.source is value and not fact.path for fact in facts.maps.get(node, ()))
-    return near and not (rule.name in ARITHMETIC and _widens(node, facts))
+    return near and not (rule.elementwise and _widens(node, facts))

@@ -25,8 +25,6 @@ from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
 FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
-ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
-KEEP_DTYPE = ("neg", "same_values", "pad")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,11 +117,17 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) 
         if alike.isdisjoint(node.all_input_nodes):
             continue
         rule = facts.rules[node]
-        if rule.kind != "layout" and rule.name not in ARITHMETIC:
+        if rule.kind != "layout" and not rule.integers:
             return False  # it takes floating point alone
-        if rule.kind == "layout" or rule.name in KEEP_DTYPE:
+        if rule.kind == "layout" or rule.keeps_dtype:
             alike.add(node)
     return True
+
+
+def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:
+    """The values between source and sink, in graph order."""
+    found = _interior(source, sink, facts.maps)
+    return tuple(node for node in graph.nodes if node in found) if found else ()
 
 
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:
@@ -231,7 +235,7 @@ class _Pricing:
             return (self._elementwise(node, 1, whole),)
         if step.path and isinstance(step.map, Uniform):
             return self._of_moving(node, operands[0], step.path[-1], whole)
-        if self.facts.rules[node].name.endswith(("pad", "pad_module", "surround", "getitem")):
+        if self.facts.rules[node].copies:
             return (self._elementwise(node, 1, whole),)
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):

@@ -105,6 +105,8 @@ class _Editor:
         """Whether it adds or subtracts two values that depend on the input."""
         if node.target not in (*ADDITIONS, *SUBTRACTIONS) or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
             return False
+        if self._captured.stays(node):
+            return False
         values = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
         return len(values) == 2 and isinstance(node.kwargs.get("alpha", 1), int | float)
 

@@ -12,13 +12,16 @@ from rich.text import Text
 from torch import fx
 
 from repcompile.affine import Affine
+from repcompile.branches import branches_of, name_of
 from repcompile.capture import Captured
 from repcompile.cost import total
 from repcompile.facts import Facts
-from repcompile.idioms import branches_of, name_of
+from repcompile.idioms import Idiom
 from repcompile.plan import Plan
 from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
+from repcompile.rewrites import Replacement, Rewrites
+from repcompile.selection import SKIPPED
 from repcompile.verify import Check
 
 WIDTH = 120
@@ -63,12 +66,15 @@ class Report:
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     checks: tuple[Check, Check] | None = None
+    rewritten: tuple[Replacement, ...] = ()
 
     def under(self, path: str) -> Report:
         """The same report, with every path below `path`."""
-        fused = tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused)
         return replace(
-            self, fused=fused, left=tuple(replace(i, path=f"{path}.{i.path}".rstrip(".")) for i in self.left)
+            self,
+            fused=tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused),
+            left=tuple(replace(item, path=f"{path}.{item.path}".rstrip(".")) for item in self.left),
+            rewritten=tuple(replace(item, path=f"{path}.{item.path}") for item in self.rewritten),
         )
 
     @property
@@ -90,6 +96,8 @@ class Report:
         yield Text(f"{self.model}: {after} regions fused, {before} operators into {after}")
         if self.fused:
             yield self._fused_table()
+        if self.rewritten:
+            yield self._rewritten_table()
         if self.left:
             yield self._left_table()
         if self.checks is not None:
@@ -104,6 +112,14 @@ class Report:
             table.add_row(idiom, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
         return table
 
+    def _rewritten_table(self) -> Table:
+        table = _table("rewritten by", "places", "operators", "largest error", "for example")
+        for rule, count in Counter(item.rule for item in self.rewritten).most_common():
+            items = [item for item in self.rewritten if item.rule == rule]
+            operators = f"{sum(item.before for item in items)} -> {sum(item.after for item in items)}"
+            table.add_row(rule, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
+        return table
+
     def _left_table(self) -> Table:
         table = _table("left, because", "places", "for example")
         for reason, count in Counter(item.reason for item in self.left).most_common():
@@ -116,7 +132,12 @@ class Report:
 
 def joined(report: Report, more: Report) -> Report:
     """What both say, about the model of the first."""
-    return replace(report, fused=(*report.fused, *more.fused), left=(*report.left, *more.left))
+    return replace(
+        report,
+        fused=(*report.fused, *more.fused),
+        left=(*report.left, *more.left),
+        rewritten=(*report.rewritten, *more.rewritten),
+    )
 
 
 def report_on(
@@ -125,21 +146,33 @@ def report_on(
     plan: Plan,
     rewritten: Sequence[Rewritten],
     rollbacks: Sequence[Rollback],
+    rewrites: Rewrites,
+    idioms: Sequence[Idiom],
     checks: tuple[Check, Check] | None,
 ) -> Report:
     """The report of a compilation."""
     gone = {node for item in rewritten for node in item.region.dying}
     done = {node for item in rewritten for node in item.region.nodes}
     failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
-    fused = tuple(_fused(item, facts) for item in rewritten)
+    fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
-        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
+        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
+        *(Left(path, SKIPPED) for path in _skipped(captured)),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in failed),
+        *(Left(item.path, item.reason) for item in rewrites.declined),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
     )
     lonely = _lonely_norms(facts, done, {item.path for item in left})
-    return Report(captured.name, fused, (*left, *lonely), checks)
+    return Report(captured.name, fused, (*left, *lonely), checks, rewrites.done)
+
+
+def _skipped(captured: Captured) -> Iterable[str]:
+    """The modules that the caller keeps, as far as they are called, or their weights read."""
+    read = (str(node.target).rpartition(".")[0] for node in captured.graph.find_nodes(op="get_attr"))
+    return dict.fromkeys(
+        path for path in (*captured.opaque, *captured.modules, *read) if path in captured.selection.whole
+    )
 
 
 def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:
@@ -150,15 +183,15 @@ def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:
     """Batch norms that stay and of which nothing was said: what is beside them is not linear, or has other readers."""
     for node, rule in facts.rules.items():
-        if rule.name.startswith("batch_norm") and node not in done and _path(node) not in said:
+        if rule.word == "norm" and node not in done and _path(node) not in said:
             yield Left(_path(node), "batch norm beside no convolution or Linear that could take it in")
 
 
-def _fused(item: Rewritten, facts: Facts) -> Fused:
+def _fused(item: Rewritten, facts: Facts, idioms: Sequence[Idiom]) -> Fused:
     error = 0.0 if item.check is None else item.check.relative
     branches = branches_of(item.region, facts) or ()
     path = item.path or _path(item.region.sink)
-    return Fused(name_of(item.region, facts), path, branches, total(item.region.before).launches, error)
+    return Fused(name_of(item.region, facts, idioms), path, branches, total(item.region.before).launches, error)
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:

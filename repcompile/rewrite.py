@@ -35,7 +35,9 @@ from repcompile.plan import Plan
 from repcompile.ranks import ranks_to_check
 from repcompile.regions import Region, answered
 from repcompile.regroup import TWIN
+from repcompile.rules.ruleset import RuleSet
 from repcompile.tracing import KEPT
+from repcompile.trial import Trial
 from repcompile.verify import Check, verify_region
 
 WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),)
@@ -71,20 +73,23 @@ def rewrite(
     captured: Captured,
     facts: Facts,
     plan: Plan,
+    rules: RuleSet,
     inner: Mapping[str, nn.Module] | None = None,
     known: dict[Region, Emission] | None = None,
 ) -> tuple[fx.GraphModule, tuple[Rewritten, ...], tuple[Rollback, ...]]:
     """(module, rewritten regions, rolled-back regions).  Nothing of the user's is shared with the new module.
+
+    Raises RuleError if a rule on trial is wrong about a region.
 
     inner: what stands for modules inside those that stay Python, by path.
     known: what became of regions in an earlier plan; it gets what becomes of these.
     """
     emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
     rollbacks: list[Rollback] = []
-    known = {} if known is None else known
+    known, trial = {} if known is None else known, Trial(captured, facts, rules)
     for region in plan.chosen:
         if region not in known:
-            known[region] = _tried(region, captured, facts)
+            known[region] = _tried(region, captured, facts, trial)
         result = known[region]
         if isinstance(result, str):
             rollbacks.append(Rollback(region, result))
@@ -96,8 +101,9 @@ def rewrite(
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
-def _tried(region: Region, captured: Captured, facts: Facts) -> Emission:
+def _tried(region: Region, captured: Captured, facts: Facts, trial: Trial) -> Emission:
     try:
+        trial.of_region(region)
         return _emitted(region, captured, facts)
     except Inexact as reason:
         return str(reason)
@@ -112,7 +118,7 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Modul
         with torch.no_grad():  # as the model runs: torch has kernels that round differently with gradients
             values = fold(x, read)
             module = emit(x, values)
-            check = verify_region(region, x, values, module, captured, facts, read)
+            check = verify_region(region, values, module, captured, facts, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
     if not check.passed:

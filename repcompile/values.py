@@ -26,8 +26,8 @@ class Values:
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor's values in float64, without its history, on the host: not every device has float64."""
-    return tensor.detach().to("cpu", torch.float64)
+    """A copy in float64, without history, on the host: not every device has float64."""
+    return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

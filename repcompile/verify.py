@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from repcompile.affine import Affine
-from repcompile.axis import Axis
+from repcompile.affine import Uniform
 from repcompile.capture import Captured
 from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
-from repcompile.facts import ELEMENTWISE, Facts
-from repcompile.interpret import DEFAULT_SIZE, Interpreter, TapByTap, evaluated_shape
+from repcompile.facts import Facts
+from repcompile.interpret import Interpreter, TapByTap
 from repcompile.paths import Step
+from repcompile.probes import probe_sizes
 from repcompile.regions import Region
-from repcompile.shapes import Shape, Size, product
 from repcompile.values import Reader, Values
 
 EPS = torch.finfo(torch.float64).eps
@@ -51,25 +48,77 @@ class Check:
         return self.error / self.scale if self.scale else self.error
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a region's nodes and its map make of one image.  bound: the difference that rounding explains."""
+
+    image: Tensor
+    expected: Tensor
+    got: Tensor
+    bound: float
+
+
 def verify_region(
-    region: Region, x: Affine, values: Values, module: nn.Module, captured: Captured, facts: Facts, read: Reader
+    region: Region, values: Values, module: nn.Module, captured: Captured, facts: Facts, read: Reader
 ) -> Check:
     """Compare `module` with the nodes of `region` on a small random image, both in float64.
 
-    x, values: the map that `module` computes.  read: turns the user's weights into float64.
+    values: the numbers of the map that `module` computes.  read: turns the user's weights into float64.
+    """
+    outcome = outcome_of(region, values, module, captured, facts, read)
+    return compare(outcome.got, outcome.expected, outcome.bound)
+
+
+def outcome_of(
+    region: Region,
+    values: Values | None,
+    module: Callable[[Tensor], Tensor],
+    captured: Captured,
+    facts: Facts,
+    read: Reader,
+    larger: int = 0,
+) -> Outcome:
+    """What `module`, and what the nodes of `region` make of a small random image.
+
+    values: None where the map is the same number for all channels.  larger: positions more along each axis.
     The bound is eps times the largest value that occurs on the way, times the number of operations in a row: inner
     products of n terms err by at most n eps sum |w||x| (Higham 2002, sec. 3.1), and every node adds one rounding.
     """
-    assigned = _assigned(region, x, facts)
-    interpreter = Interpreter(captured, facts.sizes, assigned, read)
+    interpreter, image = _prepared(region, captured, facts, read, larger)
     with torch.no_grad(), TapByTap():
-        image = _image(region, x, facts, assigned)
         expected, largest = _run_region(region, interpreter, image)
         got = _run_module(region, interpreter, module, image)
-        reach = largest * (1.0 + torch.linalg.vector_norm(values.kernel.flatten(1), 1, dim=1).max().item())
-        shift = sum(_largest(v) for v in (values.bias, values.border) if v is not None)
-        terms = values.kernel[0].numel() + 16 * (len(region.nodes) + 1)
-        return compare(got, expected, EPS * terms * (reach + shift))
+        gain, shift, terms = _reach(values, region)
+        bound = EPS * (terms + 16 * (len(region.nodes) + 1)) * (largest * (1.0 + gain) + shift)
+        return Outcome(image, expected, got, bound)
+
+
+def dtype_of(region: Region, captured: Captured, facts: Facts, larger: int, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what the nodes of `region` make of an image in `dtype`, with weights in that dtype."""
+
+    def read(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype, copy=True)
+
+    interpreter, image = _prepared(region, captured, facts, read, larger)
+    with torch.no_grad():
+        return _run_region(region, interpreter, image.to(dtype))[0].dtype
+
+
+def _prepared(
+    region: Region, captured: Captured, facts: Facts, read: Reader, larger: int
+) -> tuple[Interpreter, Tensor]:
+    assigned, sizes = probe_sizes(region, facts, larger)
+    image = torch.randn(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Interpreter(captured, facts.sizes, assigned, read), image
+
+
+def _reach(values: Values | None, region: Region) -> tuple[float, float, int]:
+    """(how much larger values get at most, the largest constant, terms of one inner product)"""
+    if values is None:
+        x = region.fact.map
+        return (abs(x.gain), abs(x.shift), 1) if isinstance(x, Uniform) else (1.0, 0.0, 1)
+    gain = torch.linalg.vector_norm(values.kernel.flatten(1), 1, dim=1).max().item()
+    return gain, sum(largest_of(v) for v in (values.bias, values.border) if v is not None), values.kernel[0].numel()
 
 
 def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
@@ -84,7 +133,7 @@ def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
     worst = int(difference.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
-    return Check(difference.flatten()[worst].item(), _largest(expected[expected.isfinite()]), bound, place)
+    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), bound, place)
 
 
 def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
@@ -122,7 +171,7 @@ def _compare_tensors(expected: Tensor, got: Tensor, tolerance: float) -> Check:
     """Numbers up to rounding; integers and truth values exactly."""
     exact = not (expected.is_floating_point() or expected.is_complex())
     a, b = (torch.view_as_real(t).double() if t.is_complex() else t.double() for t in (expected, got))
-    return compare(b, a, 0.0 if exact else tolerance * _largest(a[a.isfinite()]))
+    return compare(b, a, 0.0 if exact else tolerance * largest_of(a[a.isfinite()]))
 
 
 def _tolerance(model: nn.Module) -> float:
@@ -138,131 +187,20 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
     return pytree.tree_map(convert, list(inputs))
 
 
-# -- probes ------------------------------------------------------------------------------------------------------------
-
-
-def _assigned(region: Region, x: Affine, facts: Facts) -> dict[str, int]:
-    """Integers for the unknown sizes of the source: enough positions for a border and an inside, different per axis.
-
-    What a reshape on the way takes for granted comes first.
-    """
-    shape, fact = _source_shape(region, facts), region.fact
-    fixed = _taken_for_granted(region, facts)
-    if shape is None:
-        return fixed
-    assigned = {name: 2 if fact.path else 1 for size in shape for name in size.names}  # rearranging may mix up batches
-    assigned |= fixed
-    layout = fact.path[fact.at - 1].layout.shape if fact.at else shape  # as the map sees it
-    for size, needed in zip(layout[len(layout) - len(x.axes) - 1 :], (x.c_in, *_wanted(x)), strict=True):
-        free = [name for name in size.names if name not in fixed]
-        if free:
-            rest = prod(assigned.get(name, 1) for name in size.names if name != free[0]) * size.number
-            assigned[free[0]] = max(assigned.get(free[0], 1), -(-needed // rest))
-    return assigned
-
-
-def _taken_for_granted(region: Region, facts: Facts) -> dict[str, int]:
-    """Channels that an operator inside the region expects, and sizes that a change of layout there needs."""
-    fixed = _channels_read(region, facts) | _sizes_added(region, facts)
-    steps = [facts.steps[node] for node in region.nodes if node in facts.steps]
-    for step in steps:
-        before, after = product(step.before), product(step.layout.shape)
-        if not step.layout.regroups or before == after:
-            continue
-        mine, theirs = Counter(before.names), Counter(after.names)
-        left, right = [(mine - theirs).elements(), (theirs - mine).elements()]
-        _solve(fixed, before.number, list(left), after.number, list(right))
-    return fixed
-
-
-def _sizes_added(region: Region, facts: Facts) -> dict[str, int]:
-    """Sizes of one summand that the other one tells."""
-    fixed: dict[str, int] = {}
-    for node in region.nodes:
-        shapes = [shape for value in node.all_input_nodes if (shape := facts.shapes.get(value)) is not None]
-        if facts.rules[node].name not in ELEMENTWISE or len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
-            continue
-        for pair in zip(*shapes, strict=True):
-            for size, other in (pair, pair[::-1]):
-                if size.known not in (None, 1) and other.number == 1 and len(other.names) == 1:
-                    fixed[other.names[0]] = size.known or 1
-    return fixed
-
-
-def _channels_read(region: Region, facts: Facts) -> dict[str, int]:
-    """What operators inside the region that read the source as it is take for its channels."""
-    shape, fixed = facts.shapes.get(region.source), dict[str, int]()
-    for node in region.nodes if shape is not None else ():
-        x = next((f.map for f in facts.maps.get(node, ()) if f.source is region.source and not f.path), None)
-        if shape is None or not isinstance(x, Affine) or len(x.axes) >= len(shape):
-            continue
-        size = shape[-1 - len(x.axes)]
-        if len(size.names) == 1 and x.c_in % size.number == 0:
-            fixed[size.names[0]] = x.c_in // size.number
-    return fixed
-
-
-def _solve(fixed: dict[str, int], number: int, names: list[str], other: int, others: list[str]) -> None:
-    """Assign `names` or `others` so that number * names = other * others, if one side has nothing left to assign."""
-    for name in (*names, *others):
-        if name in fixed:
-            number, other = (number * fixed[name], other) if name in names else (number, other * fixed[name])
-    free, frees = [n for n in names if n not in fixed], [n for n in others if n not in fixed]
-    if free and not frees and other % number == 0:
-        fixed.update(dict.fromkeys(free[:-1], 1), **{free[-1]: other // number})
-    elif frees and not free and number % other == 0:
-        fixed.update(dict.fromkeys(frees[:-1], 1), **{frees[-1]: number // other})
-
-
-def _wanted(x: Affine) -> list[int]:
-    """Positions along each axis so that some windows touch the border and some do not."""
-    return [
-        _covered(axis, max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + place)
-        for place, axis in enumerate(x.axes)
-    ]
-
-
-def _covered(axis: Axis, least: int) -> int:
-    """The first size from `least` on at which the last window ends where the padding does, and reads all of it."""
-    return next(
-        size for size in range(least, least + axis.stride) if (axis.up * (size - 1) + axis.growth) % axis.stride == 0
-    )
-
-
-def _source_shape(region: Region, facts: Facts) -> Shape | None:
-    """The shape of the source; where nothing tells it, that of the value in front of the first change of layout."""
-    shape, path = facts.shapes.get(region.source), region.fact.path
-    if shape is not None or not path:
-        return shape
-    operand = path[0].node.args[0]
-    known = facts.shapes.get(operand) if isinstance(operand, fx.Node) else None
-    inner = next((f.map for f in facts.maps.get(operand, ()) if f.source is region.source and not f.path), None)  # type: ignore[arg-type]
-    if known is None or not isinstance(inner, Affine):
-        return known
-    channels = len(known) - 1 - len(inner.axes)
-    return (*known[:channels], Size(inner.c_in), *known[channels + 1 :])
-
-
-def _image(region: Region, x: Affine, facts: Facts, assigned: Mapping[str, int]) -> Tensor:
-    shape = _source_shape(region, facts)
-    if shape is not None:
-        sizes = evaluated_shape(shape, assigned)
-    else:
-        sizes = (1, x.c_in, *_wanted(x)) if x.axes else (1, DEFAULT_SIZE, x.c_in)
-    return torch.randn(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+# -- regions ---------------------------------------------------------------------------------------------------------
 
 
 def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tuple[Tensor, float]:
     """The sink's value, and the largest absolute value on the way."""
     values = {region.source: image}
-    largest = _largest(image)
+    largest = largest_of(image)
     for node in region.nodes:
         values[node] = value = interpreter.run(node, values)
-        largest = max(largest, *(_largest(part) for part in (value if isinstance(value, tuple | list) else (value,))))
+        largest = max(largest, *(largest_of(part) for part in (value if isinstance(value, tuple | list) else (value,))))
     return values[region.sink], largest
 
 
-def _largest(tensor: Tensor) -> float:
+def largest_of(tensor: Tensor) -> float:
     """The largest absolute value."""
     if not tensor.numel():
         return 0.0
@@ -270,7 +208,7 @@ def _largest(tensor: Tensor) -> float:
     return max(-low.item(), high.item())
 
 
-def _run_module(region: Region, interpreter: Interpreter, module: nn.Module, image: Tensor) -> Tensor:
+def _run_module(region: Region, interpreter: Interpreter, module: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     fact = region.fact
     before, after = fact.path[: fact.at], fact.path[fact.at :]
     return _along(after, interpreter, module(_along(before, interpreter, image)))

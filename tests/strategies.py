@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import wraps
 from itertools import product
 from types import FrameType
@@ -23,9 +22,7 @@ from repcompile.affine import Affine, Compose, Concat, Gather, Leaf, Linear, Sel
 from repcompile.axis import Axis
 from repcompile.errors import Inexact
 from repcompile.fold import apply
-
-MODES = ("zeros", "reflect", "replicate", "circular")
-
+from repcompile.testing.strategies import affines, diagonals, leaves, or_else, selections
 
 # -- laws --------------------------------------------------------------------------------------------------------------
 
@@ -92,97 +89,7 @@ def assert_equal(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
 
 
-# -- tensors -----------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def whole(draw: st.DrawFn, *shape: int) -> Tensor:
-    """Whole numbers from -3 to 3, in float64, from a drawn seed."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    return torch.randint(-3, 4, shape, generator=generator).double()
-
-
-@st.composite
-def normal(draw: st.DrawFn, *shape: int) -> Tensor:
-    """Normal numbers in float64 from a drawn seed."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-
 # -- maps --------------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def axes(draw: st.DrawFn) -> Axis:
-    """Up to three taps; half of them without padding, so that compositions are exact often enough."""
-    size = draw(st.sampled_from([1, 1, 2, 3]))
-    dilation = draw(st.integers(1, 2)) if size > 1 else 1
-    lo, hi = draw(st.sampled_from([(0, 0), (0, 0), (0, 0), (1, 1), (2, 1), (-1, 0), (0, 2), (1, -1)]))
-    return Axis(size, draw(st.sampled_from([1, 1, 2, 3])), dilation, lo, hi)
-
-
-@st.composite
-def upward_axes(draw: st.DrawFn) -> Axis:
-    """Those of transposed convolutions."""
-    size, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    lo, hi = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-    return Axis(size, 1, dilation if size > 1 else 1, lo, hi, draw(st.integers(2, 3)))
-
-
-@st.composite
-def leaves(
-    draw: st.DrawFn,
-    n_axes: int | None = None,
-    c_in: int | None = None,
-    c_out: int | None = None,
-    like: Sequence[Axis] | None = None,
-    linear: bool = False,
-) -> Affine:
-    """A convolution, or a matrix where there are no axes.  like: its axes.  linear: without bias and border term."""
-    n = draw(st.integers(0, 3)) if n_axes is None else n_axes
-    kind = upward_axes() if draw(st.integers(0, 19)) == 0 else axes()
-    geometry = [draw(kind) for _ in range(n)] if like is None else like
-    width_in = draw(st.sampled_from([1, 2, 4, 6])) if c_in is None else c_in
-    width_out = draw(st.sampled_from([1, 2, 4, 6])) if c_out is None else c_out
-    groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 6) if width_in % g == width_out % g == 0]))
-    plain = all(axis.up == 1 for axis in geometry)
-    mode = draw(st.sampled_from(["zeros", "zeros", "zeros", *MODES])) if n and plain else "zeros"
-    bordered = n > 0 and mode == "zeros" and not linear and draw(st.integers(0, 5)) == 0
-    x = Affine.conv(
-        draw(whole(width_out, width_in // groups, *[axis.size for axis in geometry])),
-        None if linear else draw(st.none() | whole(width_out)),
-        groups=groups,
-        mode=mode,
-        border=draw(whole(width_out, 1, *[axis.size for axis in geometry])) if bordered else None,
-    )
-    return replace(x, axes=tuple(geometry))
-
-
-@st.composite
-def diagonals(draw: st.DrawFn, channels: int, n_axes: int) -> Affine:
-    """A gain and perhaps a shift for each channel."""
-    return Affine.diagonal(channels, n_axes, draw(whole(channels)), draw(st.none() | whole(channels)))
-
-
-@st.composite
-def selections(draw: st.DrawFn, channels: int, n_axes: int, count: int | None = None) -> Affine:
-    """Some channels, in any order, some of them more than once."""
-    size = draw(st.integers(1, 6)) if count is None else count
-    index = draw(st.lists(st.integers(0, channels - 1), min_size=size, max_size=size))
-    return Affine.select(channels, index, n_axes)
-
-
-@st.composite
-def affines(
-    draw: st.DrawFn,
-    n_axes: int | None = None,
-    c_in: int | None = None,
-    c_out: int | None = None,
-    like: Sequence[Axis] | None = None,
-) -> Affine:
-    """A leaf, or one behind a shift, so that border terms take part."""
-    leaf = draw(leaves(n_axes, c_in, c_out, like))
-    return or_else(lambda x: x @ draw(diagonals(x.c_in, len(x.axes))), leaf) if draw(st.booleans()) else leaf
 
 
 @st.composite
@@ -253,55 +160,10 @@ def _difference(draw: st.DrawFn) -> Callable[[Affine], Affine]:
 STEPS = (_compose, _prepend, _add, _shift, _prescale, _crop, _pick, _prepick, _concatenate, _difference)
 
 
-def or_else(step: Callable[[Affine], Affine], x: Affine) -> Affine:
-    """`step(x)`, or `x` itself if the algebra refuses."""
-    try:
-        return step(x)
-    except Inexact:
-        return x
-
-
 def window(channels: int, pads: Sequence[tuple[int, int]], mode: str = "zeros") -> Affine:
     """Padding, or a crop where it is negative."""
     ones = torch.ones(channels, 1, *[1] * len(pads), dtype=torch.float64)
     return Affine.conv(ones, None, padding=list(pads), groups=channels, mode=mode)
-
-
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def images_for(draw: st.DrawFn, *chain: Affine) -> Tensor:
-    """An image for the first map, whose output the next one reads: from the smallest legal size to some positions more.
-
-    Even and odd sizes, another one along each axis.
-    """
-    first = chain[0]
-    if not first.axes:
-        return draw(whole(2, *[draw(st.integers(1, 3))] * draw(st.integers(0, 1)), first.c_in))
-    sizes: list[int] = []
-    for axis in range(len(first.axes)):
-        wanted = draw(st.integers(1, 4))
-        for x in reversed(chain):
-            wanted = _least_size(x, axis, wanted)
-        sizes.append(wanted + draw(st.integers(0, 3)))
-    return draw(whole(2, first.c_in, *sizes))
-
-
-def _least_size(x: Affine, axis: int, wanted: int) -> int:
-    """The smallest input from which every part of `x` yields an output, and in the end `wanted` positions."""
-    match x.parts:
-        case Compose(outer, inner):
-            return _least_size(inner, axis, _least_size(outer, axis, wanted))
-        case Sum(left, right):
-            return max(_least_size(left, axis, wanted), _least_size(right, axis, wanted))
-        case Concat(maps):
-            return max(_least_size(part, axis, wanted) for part in maps)
-        case Linear(inner):
-            return _least_size(inner, axis, wanted)
-        case _:
-            a = x.axes[axis]
-            return max(a.input_size(wanted), a.lo + 1, a.hi + 1, 1 - min(a.lo, 0) - min(a.hi, 0))
 
 
 # -- the definition ----------------------------------------------------------------------------------------------------

@@ -18,21 +18,9 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.axis import Axis
 from repcompile.errors import Inexact
 from repcompile.fold import apply
+from repcompile.testing.strategies import affines, axes, diagonals, images_for, leaves, selections, upward_axes, whole
 from repcompile.values import as_constant
-from tests.strategies import (
-    affines,
-    assert_equal,
-    axes,
-    diagonals,
-    direct,
-    images_for,
-    law,
-    leaves,
-    selections,
-    summands,
-    upward_axes,
-    whole,
-)
+from tests.strategies import assert_equal, direct, law, summands
 
 # -- composition -------------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ NUMBERS: dict[str, Callable[[Any, Tensor], Any]] = {
     "the width minus": lambda m, x: x.size(-1) - m.norm(m.conv(x)),
     "the area": lambda m, x: m.norm(m.conv(x)) * (x.shape[2] * x.shape[3]),
     "root of the width": lambda m, x: m.norm(m.conv(x)) * x.shape[-1] ** -0.5,
-    "a tuple of sizes": lambda m, x: m.norm(m.conv(x)).reshape(x.shape[:2] + (-1,)),  # noqa: RUF005
+    "a tuple of sizes": lambda m, x: m.norm(m.conv(x)).reshape(x.shape[:2] + (-1,)),
     "a list of sizes": lambda m, x: m.norm(m.conv(x)).reshape([x.shape[0], -1]),
     "the shape of another": lambda m, x: m.norm(m.conv(x)).reshape(x.shape),
     "expanded as another": lambda m, x: m.gamma.expand_as(m.norm(m.conv(x))) * x,

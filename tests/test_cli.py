@@ -66,6 +66,19 @@ def test_explain_passes_arguments_with_their_types(capsys: pytest.CaptureFixture
     assert GIVEN == [(), {"slope": None, "channels": 2}]
 
 
+@pytest.mark.parametrize("choice", [["--skip", "norm"], ["--only", "act"], ["--only", "conv", "--skip", "**"]])
+def test_explain_with_parts_that_stay(choice: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{HERE}:block", *choice]) == 0
+    out = capsys.readouterr().out
+    assert "Block: 0 regions fused" in out
+    assert "skipped by the caller" in out
+
+
+def test_a_glob_that_names_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{HERE}:block", "--skip", "conv", "--skip", "nrom"]) == 1
+    assert "skip: 'nrom' names no module of the model, which has conv, norm, act" in sentence(capsys)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_explain_a_model_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
     """Every one of ResNet-18's twenty batch norms."""

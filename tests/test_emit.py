@@ -16,7 +16,8 @@ from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.fold import apply, fold
 from repcompile.modules import BorderConv, ChannelAffine, ValuePad
-from tests.strategies import assert_equal, expressions, images_for, leaves, whole, window
+from repcompile.testing.strategies import images_for, leaves, whole
+from tests.strategies import assert_equal, expressions, window
 
 
 def assert_computes(module: nn.Module, x: Affine, image: Tensor) -> None:

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from repcompile.affine import Affine
 from repcompile.axis import Axis
 from repcompile.fold import apply, extended, fold
+from repcompile.testing.strategies import MODES, images_for, leaves, whole
 from repcompile.values import as_constant
-from tests.strategies import MODES, assert_close, assert_equal, direct, expressions, images_for, law, leaves, whole
+from tests.strategies import assert_close, assert_equal, direct, expressions, law
 
 
 @given(data=st.data())

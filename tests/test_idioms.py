@@ -9,12 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from repcompile import DEFAULT, RuleError, affine_rule, explain
+from repcompile.branches import MOST_BRANCHES, branches_of, name_of
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
 from repcompile.facts import Facts, affine_facts
-from repcompile.idioms import MOST_BRANCHES, branches_of, name_of
+from repcompile.idioms import IDIOMS, Formula, conv, idiom, many, norm, pointwise, word
 from repcompile.regions import Region, candidate_regions
-from repcompile.rules import DEFAULT
+from repcompile.rules import NAMES
+from tests.blocks import test_branches as branches
+from tests.blocks import test_diverse as diverse
+from tests.blocks import test_expanded as expanded
+from tests.test_hostile import made
 
 
 def depthwise(size: int, channels: int = 4, **options: Any) -> nn.Conv2d:
@@ -242,3 +248,104 @@ def test_bn_conv() -> None:
 )
 def test_what_nobody_has_named(block: nn.Module) -> None:
     assert name(block) == "Affine"
+
+
+# -- the blocks of papers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cases", "case", "expected"),
+    [
+        (branches, "QARepVGG", {"QARepVGG": 1}),
+        (branches, "QARepVGG with average pool", {"QARepVGG": 1}),
+        (branches, "ACNet", {"ACNet": 1}),
+        (branches, "ACNet, cropped", {"ACNet": 1}),
+        (branches, "ACNet, 5x5, cropped, stride 2", {"ACNet": 1}),
+        (branches, "RepLKNet", {"LargeKernel": 1}),
+        (branches, "ModernTCN", {"LargeKernel": 1}),
+        (branches, "UniRepLKNet", {"DilatedReparam": 1}),
+        (branches, "RepViT token mixer", {"RepViT": 1}),
+        (branches, "RepMixer", {"RepMixer": 1}),
+        (branches, "RepConv", {"RepVGG": 1}),
+        (diverse, "DBB", {"DBB": 1}),
+        (diverse, "DBB, 5x5", {"DBB": 1}),
+        (diverse, "DBB, biases and zero padding", {"DBB": 1}),
+        (diverse, "ECBSR", {"ECBSR": 1}),
+        (diverse, "ECBSR without identity", {"ECBSR": 1}),
+        (expanded, "LoRA", {"LoRA": 1}),
+        (expanded, "LoRA on tokens", {"LoRA": 1}),
+        (expanded, "LoRA on a convolution", {"LoRA": 1}),
+        (expanded, "ExpandNets", {"ExpandNet": 1}),
+        (expanded, "Linear chain", {"LinearChain": 1}),
+    ],
+)
+def test_the_blocks_of_papers(cases: Any, case: str, expected: dict[str, int]) -> None:
+    block = cases.CASES[case]
+    assert dict(explain(made(block.build), block.calls[0]).idioms) == expected
+
+
+def test_every_idiom_says_its_formula_and_its_source() -> None:
+    assert all(each.formula and each.source for each in IDIOMS)
+    assert {each.name for each in IDIOMS} >= {
+        "RepMixer",
+        "MobileOne",
+        "CPE",
+        "RepVGG",
+        "DBB",
+        "ACNet",
+        "ConvBN",
+        "LoRA",
+    }
+
+
+# -- names of one's own ------------------------------------------------------------------------------------------------
+
+
+@idiom("Sandwich", source="somebody, 2026")
+def sandwich(x: Formula) -> Formula:
+    """BN(Conv1x1(BN(Conv1x1(x)))) - x"""
+    return norm(pointwise(norm(pointwise(x)))) - x
+
+
+def sandwiched() -> nn.Module:
+    layers = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    return Block(lambda m, x: m.layers(x) - x, layers=layers).eval()
+
+
+def test_a_name_of_ones_own() -> None:
+    assert dict(explain(sandwiched()).idioms) == {"Affine": 1}
+    assert dict(explain(sandwiched(), rules=DEFAULT + [sandwich]).idioms) == {"Sandwich": 1}
+
+
+def test_the_later_name_wins() -> None:
+    @idiom("Mine", label="{name} of {branches}")
+    def mine(x: Formula) -> Formula:
+        return many(norm(conv(x))) + many(norm(pointwise(x)))
+
+    block = Branches(normed(nn.Conv2d(4, 4, 3, padding=1)), normed(nn.Conv2d(4, 4, 1))).eval()
+    assert dict(explain(block).idioms) == {"RepVGG": 1}
+    assert dict(explain(block, rules=DEFAULT + [mine]).idioms) == {"Mine of 2": 1}
+    assert dict(explain(block, rules=DEFAULT - NAMES).idioms) == {"Affine": 1}
+
+
+def test_the_word_of_a_rule_of_ones_own() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    @affine_rule(Doubled, word="twice")
+    def doubled(x: Any, layer: Doubled) -> Any:
+        return 2.0 * (x.placed(2) if hasattr(x, "placed") else x)
+
+    @idiom("TwiceConv")
+    def twice_conv(x: Formula) -> Formula:
+        return word("twice")(conv(x))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Doubled()).eval()
+    report = explain(model, rules=DEFAULT + [doubled, twice_conv])
+    assert [(item.idiom, item.branches) for item in report.fused] == [("TwiceConv", ("conv3x3 twice",))]
+
+
+def test_a_formula_is_a_sum_of_branches() -> None:
+    with pytest.raises(RuleError, match="idiom 'Odd': its formula is a Word, not a sum of branches of x"):
+        idiom("Odd")(lambda x: norm)  # type: ignore[arg-type, return-value]

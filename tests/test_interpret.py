@@ -25,7 +25,8 @@ from repcompile.interpret import (
 )
 from repcompile.rules import DEFAULT
 from repcompile.shapes import Size, unknown
-from tests.strategies import assert_close, assert_equal, whole
+from repcompile.testing.strategies import whole
+from tests.strategies import assert_close, assert_equal
 
 FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repcompile.modules import MAPS_KEPT, BorderConv, ChannelAffine
-from tests.strategies import assert_close, normal
+from repcompile.testing.strategies import normal
+from tests.strategies import assert_close
 
 
 def border_conv(seed: int = 0, learns: bool = False, pads: tuple[int, ...] = ()) -> BorderConv:

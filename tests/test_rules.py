@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from repcompile import explain
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import capture
 from repcompile.errors import Inexact
@@ -22,7 +23,8 @@ from repcompile.fold import apply
 from repcompile.modules import BorderConv, ChannelAffine
 from repcompile.rules import CONV, DEFAULT, NORM, RuleSet, affine_rule
 from repcompile.testing import randomize
-from tests.strategies import assert_close, normal
+from repcompile.testing.strategies import normal
+from tests.strategies import assert_close
 
 CONVS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS: Sequence[Any] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -216,8 +218,41 @@ def test_batch_norm_that_depends_on_the_batch(module: nn.Module, reason: str) ->
         map_of(module, image(2))
 
 
+@torch.library.custom_op("repcompile_tests::scaled", mutates_args=())
+def scaled(x: Tensor, gain: float) -> Tensor:
+    return x * gain
+
+
+@scaled.register_fake
+def _(x: Tensor, gain: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+PACKET: Any = torch.ops.repcompile_tests.scaled
+
+
+@pytest.mark.parametrize("target", [PACKET, PACKET.default, scaled])
+@pytest.mark.parametrize("called", [PACKET, PACKET.default, scaled])
+def test_custom_operators_by_any_name(target: Any, called: Any) -> None:
+    @affine_rule(target)
+    def rule(x: Any, gain: float) -> Any:
+        return gain * x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return called(self.conv(x), 2.0)
+
+    assert len(explain(Model().eval(), rules=DEFAULT + [rule]).fused) == 1
+    program = torch.export.export(Model().eval(), (image(2, channels=3).float(),))
+    assert len(explain(program, rules=DEFAULT + [rule]).fused) == 1
+
+
 def test_rules_look_at_the_flag_of_the_module_itself() -> None:
-    rule = next(rule for rule in NORM if nn.BatchNorm2d in rule.targets)
+    rule = NORM.table[nn.BatchNorm2d]
     with pytest.raises(Inexact, match="batch norm in training mode depends on the batch"):
         rule(Affine.identity(4, 2), nn.BatchNorm2d(4).train())
     dropout = DEFAULT.table[nn.Dropout]

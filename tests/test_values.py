@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repcompile.errors import Inexact
+from repcompile.testing.strategies import whole
 from repcompile.values import Constant, as_constant, computed, filled, in_float64
-from tests.strategies import assert_equal, whole
+from tests.strategies import assert_equal
 
 
 def test_reading_gives_float64_without_history() -> None:

@@ -20,7 +20,7 @@ from repcompile.shapes import Layout, Shape, Size, product, unknown
 EVERYTHING = slice(None)
 
 
-@affine_rule(operator.getitem)
+@affine_rule(operator.getitem, copies=True, word="pick")
 def getitem(x: Map, index: Any, shape: Shape | None = None) -> Map:
     """x[:, a:b], x[:, [2, 1, 0]], x[:, :, 1:-1, ::2]: each entry acts on its own axis."""
     entries = _expanded(index, shape)
@@ -67,7 +67,7 @@ def index_select(x: Map, dim: int, index: Any, shape: Shape | None = None) -> Ma
     raise Inexact("channels that a tensor names are known only when it runs")
 
 
-@affine_rule(torch.cat, torch.concat, torch.concatenate)
+@affine_rule(torch.cat, torch.concat, torch.concatenate, word="pick")
 def cat(tensors: Sequence[Map], dim: int = 0, shape: Shape | None = None) -> Map:
     """Maps of one input, one behind the other along the channels."""
     n_axes = next((len(x.axes) for x in tensors if isinstance(x, Affine)), None)
@@ -97,14 +97,14 @@ def cat_shape(shape: Shape | None, dim: int = 0, *, shapes: Sequence[Shape | Non
 # -- the parts of a split ----------------------------------------------------------------------------------------------
 
 
-@affine_rule("chunk", torch.chunk)
+@affine_rule("chunk", torch.chunk, word="pick")
 def chunk(x: Map, chunks: int, dim: int = 0, shape: Shape | None = None, part: int = 0) -> Map:
     size = _known(shape, _axis(dim, shape))
     width = -(-size // chunks)
     return _part(x, dim, shape, [width] * (size // width) + [size % width] * (size % width > 0), part)
 
 
-@affine_rule("split", torch.split, torch.functional.split)
+@affine_rule("split", torch.split, torch.functional.split, word="pick")
 def split(
     x: Map, split_size_or_sections: int | Sequence[int], dim: int = 0, shape: Shape | None = None, part: int = 0
 ) -> Map:
@@ -279,4 +279,4 @@ CHANNELS = RuleSet(
         *(channel_shuffle_module, channel_shuffle, pixel_shuffle_module, pixel_shuffle),
         *(pixel_unshuffle_module, pixel_unshuffle),
     )
-)
+).trusting()

@@ -12,13 +12,13 @@ from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.values import Weight
 
 
-@affine_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, late=True)
+@affine_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, late=True, strict=True)
 def conv_module(x: Map, m: nn.Conv2d) -> Map:
     """The weight is read through the module, so that a parametrized one is evaluated."""
     return Affine.conv(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) @ x
 
 
-@affine_rule(F.conv1d, F.conv2d, F.conv3d)
+@affine_rule(F.conv1d, F.conv2d, F.conv3d, strict=True)
 def conv(
     x: Map,
     weight: Weight,
@@ -32,7 +32,7 @@ def conv(
     return Affine.conv(weight, bias, stride, padding, dilation, groups) @ x
 
 
-@affine_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, late=True)
+@affine_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, late=True, strict=True)
 def conv_transpose_module(x: Map, m: nn.ConvTranspose2d) -> Map:
     """Called without an output size, which the rule does not take."""
     return conv_transpose(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
@@ -53,4 +53,4 @@ def conv_transpose(
     return Affine.conv_transpose(weight, bias, stride, padding, output_padding, groups, dilation) @ x
 
 
-CONV = RuleSet((conv_module, conv, conv_transpose_module, conv_transpose))
+CONV = RuleSet((conv_module, conv, conv_transpose_module, conv_transpose)).trusting()

@@ -26,7 +26,7 @@ def border_conv(x: Map, m: BorderConv) -> Map:
     return Affine.conv(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups, border=m.border) @ x
 
 
-@affine_rule(ValuePad, late=True)
+@affine_rule(ValuePad, late=True, copies=True, word="pad")
 def value_pad(x: Map, m: ValuePad) -> Map:
     """x, and one value for each channel around it."""
     pads = list(zip(m.pads[::2], m.pads[1::2], strict=True))[::-1]
@@ -38,4 +38,4 @@ def checked(x: Map, rank: int) -> Map:
     return x
 
 
-EMITTED = RuleSet((channel_affine, border_conv, value_pad, checked))
+EMITTED = RuleSet((channel_affine, border_conv, value_pad, checked)).trusting()

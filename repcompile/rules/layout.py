@@ -156,4 +156,4 @@ LAYOUT = RuleSet(
         *(flatten, flatten_module, unflatten, unflatten_module, reshape, reshape_as, permute, transpose),
         *(squeeze, unsqueeze, upsample_module, interpolate, roll),
     )
-)
+).trusting()

@@ -10,15 +10,15 @@ from repcompile.rules.ruleset import RuleSet, affine_rule
 from repcompile.values import Weight
 
 
-@affine_rule(nn.Linear, late=True)
+@affine_rule(nn.Linear, late=True, strict=True, word="linear")
 def linear_module(x: Map, m: nn.Linear) -> Map:
     return Affine.linear(m.weight, m.bias) @ x
 
 
-@affine_rule(F.linear)
+@affine_rule(F.linear, strict=True, word="linear")
 def linear(x: Map, weight: Weight, bias: Weight | None = None) -> Map:
     """y = weight x + bias"""
     return Affine.linear(weight, bias) @ x
 
 
-LINEAR = RuleSet((linear_module, linear))
+LINEAR = RuleSet((linear_module, linear)).trusting()

@@ -13,7 +13,12 @@ from repcompile.shapes import Shape
 from repcompile.values import Constant, Weight, computed
 
 
-@affine_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, late=True)
+@affine_rule(
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    late=True,
+    strict=True,
+    word="norm",
+)
 def batch_norm_module(x: Map, m: nn.BatchNorm2d, shape: Shape | None = None) -> Map:
     if m.running_mean is None or m.running_var is None:
         raise Inexact("batch norm without running statistics depends on the batch")
@@ -23,7 +28,7 @@ def batch_norm_module(x: Map, m: nn.BatchNorm2d, shape: Shape | None = None) -> 
     return _normalized(x, rank, m.running_mean, m.running_var, m.weight, m.bias, m.eps)
 
 
-@affine_rule(F.batch_norm)
+@affine_rule(F.batch_norm, strict=True, word="norm")
 def batch_norm(
     x: Map,
     mean: Weight | None,
@@ -80,4 +85,4 @@ def _rank(x: Map, shape: Shape | None) -> int:
     raise Inexact("the rank of the input decides which axis holds the channels; example_inputs may tell")
 
 
-NORM = RuleSet((batch_norm_module, batch_norm))
+NORM = RuleSet((batch_norm_module, batch_norm)).trusting()

@@ -18,20 +18,25 @@ from repcompile.values import Constant, computed, filled
 Operand = Affine | Uniform | Constant | int | float
 
 
-@affine_rule(operator.add, torch.add, "add", "__add__", "__radd__")
+@affine_rule(operator.add, torch.add, "add", "__add__", "__radd__", elementwise=True, integers=True, word="shift")
 def add(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) -> Map:
     """x + alpha y"""
     right = y if alpha == 1 else _times(y, alpha, shape)
     return _plus(x, right, shape)
 
 
-@affine_rule(operator.sub, torch.sub, "sub")
+@affine_rule(operator.sub, torch.sub, "sub", elementwise=True, integers=True, subtracts=True, word="shift")
 def sub(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) -> Map:
     """x - alpha y"""
     return _plus(x, _times(y, -alpha, shape), shape)
 
 
-@affine_rule(operator.mul, torch.mul, "mul", "__mul__", "__rmul__", torch.multiply, "multiply")
+@affine_rule(
+    *(operator.mul, torch.mul, "mul", "__mul__", "__rmul__", torch.multiply, "multiply"),
+    elementwise=True,
+    integers=True,
+    word="scale",
+)
 def mul(x: Operand, y: Operand, shape: Shape | None = None) -> Map:
     """A number or one number per channel times a map."""
     if isinstance(x, Affine | Uniform) and isinstance(y, Affine | Uniform):
@@ -39,7 +44,7 @@ def mul(x: Operand, y: Operand, shape: Shape | None = None) -> Map:
     return _times(x, y, shape)
 
 
-@affine_rule(operator.truediv, torch.div, "div", torch.true_divide)
+@affine_rule(operator.truediv, torch.div, "div", torch.true_divide, elementwise=True, integers=True, word="scale")
 def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shape | None = None) -> Map:
     """A map divided by a number or by one number per channel."""
     if isinstance(y, Affine | Uniform):
@@ -54,7 +59,7 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
     return _times(x, 1.0 / divisor, shape)  # type: ignore[operator]
 
 
-@affine_rule(torch.addcmul, "addcmul")
+@affine_rule(torch.addcmul, "addcmul", elementwise=True)
 def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
     """x + value y z"""
     return _plus(x, _times(_product(y, z, shape), value, shape), shape)
@@ -66,7 +71,7 @@ def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
     )
 
 
-@affine_rule(operator.neg, torch.neg, "neg", torch.negative)
+@affine_rule(operator.neg, torch.neg, "neg", torch.negative, integers=True, keeps_dtype=True)
 def neg(x: Map) -> Map:
     return -x
 
@@ -92,7 +97,7 @@ def dropout(x: Map, p: float = 0.5, training: bool = True, inplace: bool = False
     return x
 
 
-@affine_rule("contiguous", "clone", torch.clone)
+@affine_rule("contiguous", "clone", torch.clone, integers=True, keeps_dtype=True)
 def same_values(x: Map, **options: Any) -> Map:
     return x
 
@@ -125,4 +130,4 @@ def _fitting(operand: Operand, shape: Shape | None) -> Operand:
     return Constant(operand.shape[wide:], (operand,), lambda value: value)
 
 
-POINTWISE = RuleSet((add, sub, mul, div, addcmul, neg, identity, dropout_module, dropout, same_values))
+POINTWISE = RuleSet((add, sub, mul, div, addcmul, neg, identity, dropout_module, dropout, same_values)).trusting()

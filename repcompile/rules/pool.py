@@ -24,7 +24,7 @@ POOLS = {  # spatial axes -> modules
 }
 
 
-@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True)
+@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True, word="pool")
 def average_pool_module(x: Map, m: nn.AvgPool2d) -> Map:
     divisor = getattr(m, "divisor_override", None)
     return _averaged(x, _axes_of(m), m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
@@ -44,7 +44,7 @@ def _pool_function(n_axes: int) -> Rule:
     ) -> Map:
         return _averaged(x, n_axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
-    return affine_rule(function)(average_pool)
+    return affine_rule(function, word="pool")(average_pool)
 
 
 def _averaged(
@@ -180,4 +180,4 @@ POOL = RuleSet(
         *(mean_of_windows_module, *(_mean_function(n) for n in (1, 2, 3))),
         *(adaptive_mean_module, *(_adaptive_function(n) for n in (1, 2, 3)), mean),
     )
-)
+).trusting()

@@ -64,4 +64,4 @@ def _transposed(weight: Constant) -> Constant:
     return computed(lambda w: w.T, weight, shape=(columns, rows))
 
 
-PRODUCT = RuleSet((matmul, einsum))
+PRODUCT = RuleSet((matmul, einsum)).trusting()

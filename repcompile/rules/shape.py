@@ -44,15 +44,16 @@ from repcompile.shapes import Shape, unknown
     *(F.celu, F.leaky_relu, F.prelu, F.softmax, F.softplus, F.layer_norm, F.group_norm, F.normalize),
     *(torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.softmax, torch.clamp),
     *("relu", "sigmoid", "tanh", "exp", "softmax", "clamp", "square", "abs", "sqrt", "rsqrt"),
+    keeps_rank=True,
 )
 def same(shape: Shape | None, *rest: Any, **options: Any) -> Shape | None:
     return shape
 
 
-@shape_rule(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+@shape_rule(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d, keeps_rank=True)
 def resized(shape: Shape | None, *rest: Any, owner: str = "", **options: Any) -> Shape | None:
     """Batch and channels stay; the positions are somebody else's business."""
     return shape and (*shape[:2], *(unknown(owner, axis) for axis in range(2, len(shape))))
 
 
-SHAPE = RuleSet((same, resized))
+SHAPE = RuleSet((same, resized)).trusting()
