@@ -72,7 +72,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**opaque, **traced.failures})
-            graph = _placed(functionalized(traced.graph, modules, classes))
+            graph = placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -84,7 +84,7 @@ def capture(
         traced.constants,
         {path: reason for path, reason in opaque.items() if path in used},
         classes,
-        _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
+        transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         type(model).__name__,
         arguments,
     )
@@ -98,7 +98,7 @@ def _classes(
     return {path: cls for path, cls in found.items() if cls is not None}
 
 
-def _placed(graph: fx.Graph) -> fx.Graph:
+def placed(graph: fx.Graph) -> fx.Graph:
     """The graph, where calls in the root's forward belong to the module whose weights they take."""
     for node in graph.nodes:
         owners = [operand.meta.get("path") for operand in node.all_input_nodes if operand.op == "get_attr"]
@@ -107,7 +107,7 @@ def _placed(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _transient(model: nn.Module) -> frozenset[str]:
+def transient(model: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set
     )

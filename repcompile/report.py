@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import fx
+from torch import fx, nn
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
@@ -43,32 +43,40 @@ class Left:
     """Operators that stay apart.
 
     path: of the last one.  reason: why.  factor: multiply-accumulates as one operator over those as they stand, where
-    that is the reason.
+    that is the reason.  norms: batch norms inside of which nothing else is said.
     """
 
     path: str
     reason: str
     factor: float | None = None
+    norms: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + ("" if self.factor is None else f" {_times(self.factor)}")
+        factor = "" if self.factor is None else f" {_times(self.factor)}"
+        return f"{self.path}: {self.reason}{factor}{_inside(self.norms)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `fuse` did, or would do.  `print(report)` shows it."""
+    """What `fuse` did, or would do.  `print(report)` shows it.
+
+    notes: what else there is to know of a part, such as how it was captured.
+    """
 
     model: str
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     checks: tuple[Check, Check] | None = None
+    notes: tuple[Left, ...] = ()
 
     def under(self, path: str) -> Report:
         """The same report, with every path below `path`."""
         fused = tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused)
-        return replace(
-            self, fused=fused, left=tuple(replace(i, path=f"{path}.{i.path}".rstrip(".")) for i in self.left)
+        left, notes = (
+            tuple(replace(item, path=f"{path}.{item.path}".rstrip(".")) for item in items)
+            for items in (self.left, self.notes)
         )
+        return replace(self, fused=fused, left=left, notes=notes)
 
     @property
     def idioms(self) -> Mapping[str, int]:
@@ -90,7 +98,9 @@ class Report:
         if self.fused:
             yield self._fused_table()
         if self.left:
-            yield self._left_table()
+            yield _reasons("left, because", self.left)
+        if self.notes:
+            yield _reasons("note", self.notes)
         if self.checks is not None:
             exact, native = self.checks
             yield Text(f"largest difference, relative: {exact.relative:.1e} in float64, {native.relative:.1e} as it is")
@@ -103,19 +113,25 @@ class Report:
             table.add_row(idiom, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
         return table
 
-    def _left_table(self) -> Table:
-        table = _table("left, because", "places", "for example")
-        for reason, count in Counter(item.reason for item in self.left).most_common():
-            items = [item for item in self.left if item.reason == reason]
-            factors = [item.factor for item in items if item.factor is not None]
-            text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
-            table.add_row(text, str(count), items[0].path)
-        return table
+
+def _reasons(heading: str, lines: Sequence[Left]) -> Table:
+    table = _table(heading, "places", "for example")
+    for reason, count in Counter(item.reason for item in lines).most_common():
+        items = [item for item in lines if item.reason == reason]
+        factors = [item.factor for item in items if item.factor is not None]
+        text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
+        table.add_row(text + _inside(sum(item.norms for item in items)), str(count), items[0].path)
+    return table
+
+
+def _inside(norms: int) -> str:
+    return f"; {norms} batch norm{'s' * (norms > 1)} inside" if norms else ""
 
 
 def joined(report: Report, more: Report) -> Report:
     """What both say, about the model of the first."""
-    return replace(report, fused=(*report.fused, *more.fused), left=(*report.left, *more.left))
+    notes = (*report.notes, *more.notes)
+    return replace(report, fused=(*report.fused, *more.fused), left=(*report.left, *more.left), notes=notes)
 
 
 def report_on(
@@ -125,12 +141,13 @@ def report_on(
     rewritten: Sequence[Rewritten],
     rollbacks: Sequence[Rollback],
     checks: tuple[Check, Check] | None,
+    inner: Iterable[str] = (),
 ) -> Report:
-    """The report of a compilation."""
+    """The report of a compilation.  inner: paths of the modules that have reports of their own."""
     gone = {node for item in rewritten for node in item.region.dying}
     fused = tuple(_fused(item, facts) for item in rewritten)
     left = (
-        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items()),
+        *_opaque(captured, tuple(inner)),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
@@ -138,6 +155,15 @@ def report_on(
     done = {node for item in rewritten for node in item.region.nodes}
     lonely = _lonely_norms(facts, done, {item.path for item in left})
     return Report(captured.name, fused, (*left, *lonely), checks)
+
+
+def _opaque(captured: Captured, inner: tuple[str, ...]) -> Iterable[Left]:
+    """What stays Python, and how many batch norms with it."""
+    for path, reason in captured.opaque.items():
+        parts = captured.modules[path].named_modules(prefix=path) if path in captured.modules else ()
+        names = [f"{name}." for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = sum(not name.startswith(tuple(f"{place}." for place in inner)) for name in names)
+        yield Left(path, f"stays Python: {reason}", norms=norms)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:

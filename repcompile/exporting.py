@@ -1,0 +1,228 @@
+"""The second front end: a module as a program that torch.export makes of one of its calls.
+
+Given: a module in eval mode, and calls of it.  Result: a `Captured` graph of its tensors, and the conditions under
+which it answers a call. torch.export follows one run and freezes what it was not told to keep; what it froze and does
+not tell is refused here: text about dtypes and devices that would not follow, memory, attributes that are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from repcompile.calls import Call, Calls
+from repcompile.capture import Captured
+from repcompile.classes import hooked
+from repcompile.conditions import Conditions, Leaf, condition, kinds_of, ones_in, signature_of, sizes_of, weights_of
+from repcompile.copies import duplicate
+from repcompile.errors import Untraceable
+from repcompile.memory import contents
+from repcompile.observed import Observed, undisturbed
+from repcompile.programs import captured_program, freezes_kinds, guards_of
+from repcompile.questions import asks_how_it_runs
+from repcompile.reasons import reason_of
+from repcompile.wrappers import own_call
+
+INSIDE = "model"  # name of the module inside `_Flat`
+PLAIN = (int, float, str, type(None), torch.dtype, torch.device)
+OUTPUTS = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+PROBED = 64  # sizes tried above twice the given one
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """captured: takes and returns tensors and integers only.  conditions: the calls that it answers, and how."""
+
+    captured: Captured
+    conditions: Conditions
+
+
+def exported(module: nn.Module, calls: Calls) -> Exported:
+    """The program of `module` that answers all given calls that are like the first one.
+
+    Raises Untraceable if there is none that tells the truth.
+    """
+    _require_plain(module)
+    given = calls.given[0]
+    reasons: list[str] = []
+    for example in _examples(given, calls):
+        try:
+            return _exported(module, example, calls)
+        except Untraceable as reason:
+            reasons.append(str(reason))
+    raise Untraceable(reasons[-1])
+
+
+def _require_plain(module: nn.Module) -> None:
+    parts = list(module.modules())
+    if any(hooked(part) for part in parts):
+        raise Untraceable("it has hooks, which would see no call")
+    if any(own_call(part) for part in parts):
+        raise Untraceable("a module has a __call__ of its own")
+    if any(part.training for part in parts):
+        raise Untraceable("a module in it is in training mode")
+    if any(map(asks_how_it_runs, parts)):
+        raise Untraceable("it asks whether it is being compiled, or under which global settings it runs")
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise Untraceable("autocast is enabled")
+
+
+def _examples(given: Call, calls: Calls) -> list[Call]:
+    """What to follow: a call with several examples if there is one, since torch.export takes a size of 1 for a rule."""
+    shapes = [tensor.shape[1:] for tensor in given.tensors]
+    alike = (call for call in calls.others or () if [tensor.shape[1:] for tensor in call.tensors] == shapes)
+    larger = [call for call in alike if not _single(call)]
+    return [*larger[:1], given] if _single(given) else [given]
+
+
+def _single(call: Call) -> bool:
+    return any(tensor.shape[:1] == (1,) for tensor in call.tensors)
+
+
+def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
+    flat, inputs = _flattened(module, example, calls)
+    before, asked = contents(flat.model), Observed()
+    dynamic = tuple({axis: Dim.AUTO for axis in range(value.dim())} for value in inputs)
+    try:
+        with undisturbed(), asked:
+            program = torch.export.export(flat, tuple(inputs), dynamic_shapes=(dynamic,), strict=False)
+    except Exception as error:  # noqa: BLE001 - torch.export's own, of many classes, or the user's forward
+        raise Untraceable(reason_of(error)) from error
+    if contents(flat.model) != before:
+        raise Untraceable("its forward changes attributes of the module")
+    if asked.memory:
+        raise Untraceable(f"its forward asks for {', '.join(sorted(asked.memory))} of a tensor")
+    captured = captured_program(program, module, INSIDE, flat.integers)
+    conditions = _conditions(flat, program, asked, module, inputs)
+    return Exported(captured, _tried(conditions, calls))
+
+
+class _Results:
+    """How the result was flattened: an object that torch.export passes by, unlike a container."""
+
+    leaves: tuple[Leaf, ...] = ()
+    structure: Any = None
+
+
+class _Flat(nn.Module):
+    """`model`, called with tensors alone: an integer that varies is the size of an empty one."""
+
+    def __init__(self, model: nn.Module, spec: Any, leaves: Sequence[Leaf]) -> None:
+        super().__init__()
+        self.model, self.spec, self.leaves = model, spec, leaves
+        self.results = _Results()
+        self.training = False
+
+    @property
+    def integers(self) -> frozenset[int]:
+        """Numbers of the inputs that are integers."""
+        return frozenset(leaf.number for leaf in self.leaves if leaf.number is not None and leaf.rank is None)
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        def value(leaf: Leaf) -> Any:
+            if leaf.number is None:
+                return leaf.fixed
+            return tensors[leaf.number].shape[0] if leaf.rank is None else tensors[leaf.number]
+
+        args, kwargs = pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
+        results, structure = pytree.tree_flatten(self.model(*args, **kwargs))
+        returned = [result for result in results if isinstance(result, OUTPUTS)]
+        number = iter(range(len(returned)))
+        leaves = tuple(Leaf(next(number)) if isinstance(r, OUTPUTS) else Leaf(fixed=_plain(r)) for r in results)
+        self.results.leaves, self.results.structure = leaves, structure
+        return tuple(returned)
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, PLAIN):
+        raise Untraceable(f"takes or returns a {type(value).__name__}")
+    return value
+
+
+def _flattened(module: nn.Module, example: Call, calls: Calls) -> tuple[_Flat, list[Tensor]]:
+    """(the module with a flat signature, the tensors of a call)"""
+    signature = signature_of(module.forward)
+    arranged = [signature.arranged(call.args, call.kwargs) for call in (example.copied(), *calls.all)]
+    (values, spec), *others = [pytree.tree_flatten(each) for each in arranged if each is not None]
+    alike = [leaves for leaves, other in others if other == spec]
+    inputs: list[Tensor] = []
+    numbers: dict[int, int] = {}
+    leaves: list[Leaf] = []
+    for place, value in enumerate(values):
+        integer = type(value) is int and value > 1 and any(each[place] != value for each in alike)
+        if not isinstance(value, Tensor) and not integer:
+            leaves.append(Leaf(fixed=_plain(value)))
+            continue
+        if integer or id(value) not in numbers:
+            numbers[id(value)] = len(inputs)
+            inputs.append(torch.empty(value) if integer else value)
+        leaves.append(Leaf(len(inputs) - 1 if integer else numbers[id(value)], None if integer else value.dim()))
+    return _Flat(duplicate(module), spec, leaves), inputs
+
+
+def _conditions(
+    flat: _Flat, program: ExportedProgram, asked: Observed, module: nn.Module, inputs: Sequence[Tensor]
+) -> Conditions:
+    values = [None if number in flat.integers else value for number, value in enumerate(inputs)]
+    frozen = asked.kinds or freezes_kinds(program)
+    return Conditions(
+        signature_of(module.forward),
+        flat.spec,
+        tuple(flat.leaves),
+        guards_of(program),
+        frozenset(),
+        kinds_of(values) if frozen else None,
+        weights_of(module),
+        flat.results.leaves,
+        flat.results.structure,
+    )
+
+
+def _tried(conditions: Conditions, calls: Calls) -> Conditions:
+    """The conditions, with what the given calls and the others show.
+
+    Raises Untraceable if a given call of this structure is not answered, or if a size that varies is frozen.
+    """
+    given = _sizes(conditions, calls.given)
+    others = _sizes(conditions, calls.others or ())
+    for sizes in given:
+        guard = next((g for g in conditions.guards if not condition(g)(sizes)), None)
+        if guard is not None:
+            raise Untraceable(f"it takes for granted that {guard}")
+    if not given:
+        raise Untraceable("the call that it was made of is not answered")
+    for number, axis in sorted(_varying([*given, *others])):
+        if not _moves(conditions, given[0], number, axis):
+            raise Untraceable(f"it freezes axis {axis} of input {number} at {given[0][number][axis]}")
+    answered = [sizes for sizes in (*given, *others) if conditions.allows(sizes)]
+    return replace(conditions, ones=frozenset(map(ones_in, answered)))
+
+
+def _sizes(conditions: Conditions, calls: Iterable[Call]) -> list[list[tuple[int, ...]]]:
+    inputs = (conditions.inputs(call.args, call.kwargs) for call in calls)
+    return [sizes_of(found) for found in inputs if found is not None]
+
+
+def _varying(sizes: Sequence[Sequence[Sequence[int]]]) -> set[tuple[int, int]]:
+    """(input, axis) of the sizes that are not the same in all calls."""
+    first = sizes[0]
+    places = ((number, axis) for number, shape in enumerate(first) for axis in range(len(shape)))
+    return {(i, axis) for i, axis in places if any(other[i][axis] != first[i][axis] for other in sizes)}
+
+
+def _moves(conditions: Conditions, sizes: Sequence[Sequence[int]], number: int, axis: int) -> bool:
+    """Whether some other size is answered there: with the others as they are, or where all that are equal change."""
+    size = sizes[number][axis]
+    for other in range(1, 2 * size + PROBED):
+        alone = [list(shape) for shape in sizes]
+        alone[number][axis] = other
+        together = [[other if each == size else each for each in shape] for shape in sizes]
+        if other != size and (conditions.allows(alone) or conditions.allows(together)):
+            return True
+    return False

@@ -1,0 +1,282 @@
+"""From a model to its fused form, with every intermediate value kept: the rounds that it takes, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+
+from repcompile.calls import Call, Calls, positional, run_call
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import Captured, capture
+from repcompile.copies import duplicate
+from repcompile.cost import CostModel
+from repcompile.defaults import specialized, standing_in
+from repcompile.errors import ModelError, Untraceable, VerificationError
+from repcompile.execute import execute, run_copy
+from repcompile.exporting import exported
+from repcompile.facts import Facts, affine_facts
+from repcompile.opaque import exchangeable_children
+from repcompile.plan import Plan, choose
+from repcompile.regions import Region, candidate_regions
+from repcompile.regroup import regrouped
+from repcompile.report import Left, Report, joined, report_on
+from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
+from repcompile.rules import RuleSet
+from repcompile.verify import Check, compare_outputs, same_results
+
+Inputs = Sequence[Any]
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What each stage made.
+
+    module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
+    inner: compilations of modules inside those that stay Python, or of such modules themselves, by path.
+    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`; it started from what this
+    one made.
+    exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
+    """
+
+    captured: Captured
+    facts: Facts
+    plan: Plan
+    module: nn.Module
+    rewritten: tuple[Rewritten, ...]
+    rollbacks: tuple[Rollback, ...]
+    checks: tuple[Check, Check] | None = None
+    inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
+    later: Compilation | None = None
+    exported: str = ""
+
+    @property
+    def report(self) -> Report:
+        """What was fused, what was not, and why not."""
+        stages = (self.captured, self.facts, self.plan, self.rewritten, self.rollbacks)
+        report = report_on(*stages, self.checks, self.inner)
+        for path, part in self.inner.items():
+            report = joined(report, part.report.under(path))
+        report = report if self.later is None else joined(replace(report, left=()), self.later.report)
+        return replace(report, notes=(Left("", self.exported), *report.notes)) if self.exported else report
+
+    @property
+    def saved(self) -> int:
+        """How many operators fewer run."""
+        fused = self.report.fused
+        return sum(item.operators for item in fused) - len(fused)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """rules, cost: of the user.  barren: what torch.export was tried on in vain, as class and text."""
+
+    rules: RuleSet
+    cost: CostModel
+    barren: set[tuple[type, str]] = field(default_factory=set[tuple[type, str]])
+
+
+def compiled(model: nn.Module, examples: Inputs | None, settings: Settings) -> Compilation:
+    """Every stage, as often as it takes; the result may be called in every way in which `model` may.
+
+    Raises ModelError if `model` is no module in eval mode, or cannot be copied.
+    """
+    calls = Calls() if examples is None else Calls((Call(tuple(examples)),))
+    return _rounds(model, examples, calls, settings)
+
+
+def _rounds(model: nn.Module, examples: Inputs | None, calls: Calls, settings: Settings) -> Compilation:
+    try:
+        first = _traced(model, examples, calls, settings)
+    except Untraceable as reason:
+        return _around(model, str(reason), calls, settings)
+    first = _with_later(first, _inputs_of(first, examples), settings)
+    return replace(first, module=_callable_as(model, first))
+
+
+def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -> Compilation:
+    """What remains of a chain that is longer than the horizon, compiled again."""
+    if not (first.facts.truncated and first.rewritten):
+        return first
+    later = _rounds(first.module, inputs, Calls(), settings)
+    return replace(first, module=later.module, later=later)
+
+
+def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
+    """What the graph of `result` gets in the call that the examples are."""
+    arguments = result.captured.arguments
+    return examples if examples is None or arguments is None else arguments.values(examples, {})
+
+
+def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
+    """The fused model, for every way in which the model may be called."""
+    arguments = result.captured.arguments
+    if not isinstance(result.module, fx.GraphModule) or arguments is None:
+        return result.module
+    return specialized(result.module, model, arguments)
+
+
+def _traced(model: nn.Module, examples: Inputs | None, calls: Calls, settings: Settings) -> Compilation:
+    captured = canonicalize(capture(model, settings.rules.module_classes, examples))
+    known = _measured(captured, model, examples)
+    calls = calls.at_other_sizes(model) if captured.opaque else calls
+    parts = {path: captured.modules[path] for path in captured.opaque}
+    inner = _inside(model, parts, captured.opaque, calls, settings)
+    return _one_round(replace(captured, opaque=inner.reasons), known, settings, inner.parts)
+
+
+def _one_round(
+    captured: Captured, known: Shapes, settings: Settings, inner: Mapping[str, Compilation] | None = None
+) -> Compilation:
+    captured, facts = _understood(captured, settings.rules, known)  # legality: no weight is read
+    regions = candidate_regions(captured, facts, known)
+    inner = inner or {}
+    parts = {path: part.module for path, part in inner.items()}
+    plan, failed, tried = choose(regions, settings.cost), list[Rollback](), dict[Region, Emission]()  # profit
+    rewriting = partial(rewrite, captured, facts, inner=parts, known=tried)
+    module, rewritten, rollbacks = rewriting(plan)  # values: folded once, in float64
+    while rollbacks:  # what could not be accepted makes room for what it overlapped
+        failed += rollbacks
+        broken = {_identity(item.region) for item in failed}
+        plan = choose([region for region in regions if _identity(region) not in broken], settings.cost)
+        module, rewritten, rollbacks = rewriting(plan)
+    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), inner=inner)
+
+
+def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
+    return region.source, region.sink, region.fact.at
+
+
+def _understood(captured: Captured, rules: RuleSet, known: Shapes) -> tuple[Captured, Facts]:
+    """The facts of a graph whose sums stand in the order in which they merge."""
+    facts = affine_facts(captured, rules, known)
+    for _ in range(REGROUPINGS):
+        better = regrouped(captured, facts)
+        if better is None:
+            break
+        captured, facts = better, affine_facts(better, rules, known)
+    return captured, facts
+
+
+def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> Shapes:
+    """The shapes on the way of the example inputs; the captured graph must compute what the model does."""
+    if inputs is None:
+        return {}
+    output, shapes = execute(captured, inputs)
+    check = compare_outputs(run_copy(model, inputs), output)
+    if not check.passed:
+        raise VerificationError(
+            f"the captured graph of {captured.name} differs from the model by {check.error:.2e} at {check.place}: "
+            "tracing saw something else than what runs, so nothing is fused"
+        )
+    return shapes
+
+
+# -- what torch.fx cannot trace ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """parts: what takes the place of modules that cannot be traced, or of modules inside them, by path.
+    reasons: of the modules that stay Python.
+    """
+
+    parts: Mapping[str, Compilation]
+    reasons: Mapping[str, str]
+
+
+def _around(model: nn.Module, reason: str, calls: Calls, settings: Settings) -> Compilation:
+    """A model whose own forward is not traced: what torch.export makes of it, or a copy with compiled children."""
+    inner = _inside(model, {"": model}, {"": reason}, calls.at_other_sizes(model), settings)
+    if "" in inner.parts:
+        return inner.parts[""]
+    captured = Captured(fx.Graph(), {"": model}, {}, inner.reasons, name=type(model).__name__)
+    module = _exchanged(model, inner.parts)
+    facts = affine_facts(captured, settings.rules)
+    return Compilation(captured, facts, Plan(()), module, (), (), inner=inner.parts)
+
+
+def _exchanged(model: nn.Module, parts: Mapping[str, Compilation]) -> nn.Module:
+    """A copy of the model with other children."""
+    module = duplicate(model)
+    for path, part in parts.items():
+        module.set_submodule(path, part.module)
+    return module
+
+
+def _inside(
+    model: nn.Module, modules: Mapping[str, nn.Module], reasons: Mapping[str, str], calls: Calls, settings: Settings
+) -> _Inside:
+    """For each of the modules, which `model` calls: what torch.export makes of it, or its children, as far outside as
+    possible; whichever fuses more.
+
+    reasons: why torch.fx does not capture them.
+    """
+    children = {path: dict(exchangeable_children(module)) for path, module in modules.items()}
+    places = [*filter(None, modules), *(_below(path, name) for path in modules for name in children[path])]
+    known = {"": calls, **calls.inside(model, places)}
+    parts, left = dict[str, Compilation](), dict[str, str]()
+    for path, module in modules.items():
+        within = {name: _child(child, known[_below(path, name)], settings) for name, child in children[path].items()}
+        fused = {name: part for name, part in within.items() if part is not None}
+        whole = _by_export(module, reasons[path], known[path], fused, settings)
+        if isinstance(whole, Compilation):
+            parts[path] = whole
+        else:
+            parts.update({_below(path, name): part for name, part in fused.items()})
+            left[path] = f"{reasons[path]}; torch.export: {whole}" if whole else reasons[path]
+    return _Inside(parts, left)
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}".lstrip(".")
+
+
+def _child(module: nn.Module, calls: Calls, settings: Settings) -> Compilation | None:
+    """The compilation of a module that is only called, None if there is nothing to fuse, or if it is not equal."""
+    calls = calls.running(module)
+    examples = None if calls.first is None else positional(module.forward, calls.first)
+    try:
+        part = _rounds(module, examples, calls, settings)
+    except (ModelError, VerificationError):  # in training mode, not to be copied, or captured falsely: as it is
+        return None
+    return part if part.report.fused and _agrees(module, part.module, calls) else None
+
+
+def _by_export(
+    module: nn.Module, reason: str, calls: Calls, children: Mapping[str, Compilation], settings: Settings
+) -> Compilation | str:
+    """What torch.export makes of a module, or why that is not used; "" if nothing shows how it is called.
+
+    children: the compilations that take its place otherwise, and in calls that the program does not answer.
+    """
+    calls = calls.running(module)
+    kind = (type(module), repr(module))
+    if not calls.given:
+        return ""
+    if kind in settings.barren:
+        return "fuses nothing more in one like it"
+    try:
+        found = exported(module, calls)
+        captured = canonicalize(found.captured)
+        inputs = next(filter(None, (found.conditions.values(call.args, call.kwargs) for call in calls.given)))
+        part = _with_later(_one_round(captured, execute(captured, inputs)[1], settings), inputs, settings)
+    except ModelError as error:
+        return str(error)
+    if part.saved <= sum(child.saved for child in children.values()) or not isinstance(part.module, fx.GraphModule):
+        settings.barren.add(kind)
+        return "fuses nothing more"
+    result = standing_in(part.module, _exchanged(module, children), found.conditions)
+    if not _agrees(module, result, calls):
+        return "what it makes differs from the module"
+    return replace(part, module=result, exported=f"captured by torch.export: {reason}")
+
+
+def _agrees(module: nn.Module, other: nn.Module, calls: Calls) -> bool:
+    """Whether both return the same in all calls, up to rounding."""
+    return all(same_results(run_call(module, call), run_call(other, call), module) for call in calls.all)
