@@ -43,20 +43,22 @@ class Exported:
     conditions: Conditions
 
 
-def exported(module: nn.Module, calls: Calls) -> Exported:
-    """The program of `module` that answers all given calls that are like the first one.
+def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
+    """Programs of `module`, one of which answers each given call that is like the first one; two at most.
 
-    Raises Untraceable if there is none that tells the truth.
+    Raises Untraceable if there are none that tell the truth, or if a size that varies among the calls is frozen.
     """
     _require_plain(module)
-    given = calls.given[0]
-    reasons: list[str] = []
-    for example in _examples(given, calls):
+    programs, reasons = list[Exported](), list[str]()
+    for example in _examples(calls.given[0], calls):
         try:
-            return _exported(module, example, calls)
+            programs.insert(0, _exported(module, example, calls))
+            _require_answers([program.conditions for program in programs], calls)
         except Untraceable as reason:
             reasons.append(str(reason))
-    raise Untraceable(reasons[-1])
+        else:
+            return tuple(programs)
+    raise Untraceable(reasons[0])
 
 
 def _require_plain(module: nn.Module) -> None:
@@ -100,7 +102,8 @@ def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
         raise Untraceable(f"its forward asks for {', '.join(sorted(asked.memory))} of a tensor")
     captured = captured_program(program, module, INSIDE, flat.integers)
     conditions = _conditions(flat, program, asked, module, inputs)
-    return Exported(captured, _tried(conditions, calls))
+    answered = filter(conditions.allows, _sizes([conditions], calls.all))
+    return Exported(captured, replace(conditions, ones=frozenset(map(ones_in, answered))))
 
 
 class _Results:
@@ -184,28 +187,27 @@ def _conditions(
     )
 
 
-def _tried(conditions: Conditions, calls: Calls) -> Conditions:
-    """The conditions, with what the given calls and the others show.
-
-    Raises Untraceable if a given call of this structure is not answered, or if a size that varies is frozen.
-    """
-    given = _sizes(conditions, calls.given)
-    others = _sizes(conditions, calls.others or ())
-    for sizes in given:
-        guard = next((g for g in conditions.guards if not condition(g)(sizes)), None)
-        if guard is not None:
-            raise Untraceable(f"it takes for granted that {guard}")
+def _require_answers(programs: Sequence[Conditions], calls: Calls) -> None:
+    """Raises Untraceable if a given call that is like the first is not answered, or if a size that varies is frozen."""
+    given = _sizes(programs, calls.given)
     if not given:
-        raise Untraceable("the call that it was made of is not answered")
-    for number, axis in sorted(_varying([*given, *others])):
-        if not _moves(conditions, given[0], number, axis):
+        raise Untraceable("it does not answer the call that was followed")
+    for sizes in given:
+        if not _allowed(programs, sizes):
+            guard = next(guard for guard in programs[-1].guards if not condition(guard)(sizes))
+            raise Untraceable(f"it takes for granted that {guard}")
+    for number, axis in sorted(_varying([*given, *_sizes(programs, calls.others or ())])):
+        if not _moves(programs, given[0], number, axis):
             raise Untraceable(f"it freezes axis {axis} of input {number} at {given[0][number][axis]}")
-    answered = [sizes for sizes in (*given, *others) if conditions.allows(sizes)]
-    return replace(conditions, ones=frozenset(map(ones_in, answered)))
 
 
-def _sizes(conditions: Conditions, calls: Iterable[Call]) -> list[list[tuple[int, ...]]]:
-    inputs = (conditions.inputs(call.args, call.kwargs) for call in calls)
+def _allowed(programs: Iterable[Conditions], sizes: Sequence[Sequence[int]]) -> bool:
+    return any(conditions.allows(sizes) for conditions in programs)
+
+
+def _sizes(programs: Sequence[Conditions], calls: Iterable[Call]) -> list[list[tuple[int, ...]]]:
+    """The sizes of the inputs in those of the calls that have the structure of the programs."""
+    inputs = (programs[0].inputs(call.args, call.kwargs) for call in calls)
     return [sizes_of(found) for found in inputs if found is not None]
 
 
@@ -216,13 +218,13 @@ def _varying(sizes: Sequence[Sequence[Sequence[int]]]) -> set[tuple[int, int]]:
     return {(i, axis) for i, axis in places if any(other[i][axis] != first[i][axis] for other in sizes)}
 
 
-def _moves(conditions: Conditions, sizes: Sequence[Sequence[int]], number: int, axis: int) -> bool:
+def _moves(programs: Sequence[Conditions], sizes: Sequence[Sequence[int]], number: int, axis: int) -> bool:
     """Whether some other size is answered there: with the others as they are, or where all that are equal change."""
     size = sizes[number][axis]
     for other in range(1, 2 * size + PROBED):
         alone = [list(shape) for shape in sizes]
         alone[number][axis] = other
         together = [[other if each == size else each for each in shape] for shape in sizes]
-        if other != size and (conditions.allows(alone) or conditions.allows(together)):
+        if other != size and (_allowed(programs, alone) or _allowed(programs, together)):
             return True
     return False

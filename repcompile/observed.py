@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import RLock, get_ident
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 import torch.fx.experimental._config as symbolic
@@ -71,10 +71,23 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
+class _Others:
+    """A stream for all threads but one, whose words are dropped."""
+
+    def __init__(self, stream: Any, thread: int) -> None:
+        self._stream, self._thread = stream, thread
+
+    def write(self, text: str) -> int:
+        return len(text) if get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that this thread logs is shown."""
-    thread = get_ident()
+    """Nothing that this thread logs, or prints as an error, is shown."""
+    thread, stream = get_ident(), sys.stderr
 
     def silent(record: logging.LogRecord) -> bool:
         return record.thread != thread
@@ -84,8 +97,10 @@ def _silent() -> Iterator[None]:
     handlers |= {logging.lastResort} if logging.lastResort is not None else set()
     for handler in handlers:
         handler.addFilter(silent)
+    sys.stderr = muted = cast(TextIO, _Others(stream, thread))
     try:
         yield
     finally:
+        sys.stderr = stream if sys.stderr is muted else sys.stderr
         for handler in handlers:
             handler.removeFilter(silent)

@@ -19,9 +19,9 @@ REACH = 4  # instructions between the call of `type` and the comparison: the oth
 
 
 RUNNING = frozenset(
-    "get_autocast_dtype get_autocast_gpu_dtype get_default_dtype is_autocast_cpu_enabled is_autocast_enabled is_compiling "
-    "is_dynamo_compiling is_exporting is_fx_tracing is_grad_enabled is_inference_mode_enabled is_torchdynamo_compiling "
-    "is_tracing".split()
+    "get_autocast_dtype get_autocast_gpu_dtype get_default_dtype is_autocast_cpu_enabled is_autocast_enabled "
+    "is_compiling is_dynamo_compiling is_exporting is_grad_enabled is_inference_mode_enabled "
+    "is_torchdynamo_compiling".split()
 )
 
 

@@ -17,7 +17,7 @@ from repcompile.cost import CostModel
 from repcompile.defaults import specialized, standing_in
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
-from repcompile.exporting import exported
+from repcompile.exporting import Exported, exported
 from repcompile.facts import Facts, affine_facts
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
@@ -74,11 +74,13 @@ class Compilation:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """rules, cost: of the user.  barren: what torch.export was tried on in vain, as class and text."""
+    """rules, cost: of the user.
+    barren: what torch.export was tried on in vain, as class and text, and the reason: what is built alike ends alike.
+    """
 
     rules: RuleSet
     cost: CostModel
-    barren: set[tuple[type, str]] = field(default_factory=set[tuple[type, str]])
+    barren: dict[tuple[type, str], str] = field(default_factory=dict[tuple[type, str], str])
 
 
 def compiled(model: nn.Module, examples: Inputs | None, settings: Settings) -> Compilation:
@@ -255,26 +257,42 @@ def _by_export(
 
     children: the compilations that take its place otherwise, and in calls that the program does not answer.
     """
-    calls = calls.running(module)
-    kind = (type(module), repr(module))
+    calls, kind = calls.running(module), (type(module), repr(module))
     if not calls.given:
         return ""
     if kind in settings.barren:
-        return "fuses nothing more in one like it"
+        return settings.barren[kind]
     try:
-        found = exported(module, calls)
-        captured = canonicalize(found.captured)
-        inputs = next(filter(None, (found.conditions.values(call.args, call.kwargs) for call in calls.given)))
-        part = _with_later(_one_round(captured, execute(captured, inputs)[1], settings), inputs, settings)
+        part = _of_program(module, calls, children, settings)
     except ModelError as error:
+        settings.barren[kind] = str(error)
         return str(error)
-    if part.saved <= sum(child.saved for child in children.values()) or not isinstance(part.module, fx.GraphModule):
-        settings.barren.add(kind)
-        return "fuses nothing more"
-    result = standing_in(part.module, _exchanged(module, children), found.conditions)
+    return replace(part, exported=f"captured by torch.export: {reason}")
+
+
+def _of_program(
+    module: nn.Module, calls: Calls, children: Mapping[str, Compilation], settings: Settings
+) -> Compilation:
+    """The compilation of a module's program.  Raises ModelError if there is none that is equal, and fuses more."""
+    found = exported(module, calls)
+    parts = [_one_program(each, calls, settings) for each in found]
+    first = parts[0]
+    if first.saved <= sum(child.saved for child in children.values()):
+        raise ModelError("it fuses nothing more")
+    result = _exchanged(module, children)
+    for each, part in reversed(list(zip(found, parts, strict=True))):
+        if isinstance(part.module, fx.GraphModule):
+            result = standing_in(part.module, result, each.conditions)
     if not _agrees(module, result, calls):
-        return "what it makes differs from the module"
-    return replace(part, module=result, exported=f"captured by torch.export: {reason}")
+        raise ModelError("what it makes differs from the module")
+    return replace(first, module=result)
+
+
+def _one_program(program: Exported, calls: Calls, settings: Settings) -> Compilation:
+    values = (program.conditions.values(call.args, call.kwargs) for call in calls.all)
+    inputs = next(value for value in values if value is not None)
+    captured = canonicalize(program.captured)
+    return _with_later(_one_round(captured, execute(captured, inputs)[1], settings), inputs, settings)
 
 
 def _agrees(module: nn.Module, other: nn.Module, calls: Calls) -> bool:
