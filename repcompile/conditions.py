@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from repcompile.arguments import same_value
 
 Sizes = Sequence[Sequence[int]]
 Kind = tuple[torch.dtype, torch.device]
+SIZE = re.compile(r"n\[(\d+)\]\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +173,8 @@ def weights_of(module: nn.Module) -> frozenset[Kind]:
 def condition(guard: str) -> Callable[[Sizes], bool]:
     """A guard as a function of the sizes."""
     return eval(f"lambda n: {guard}", {"math": math, "torch": torch})  # noqa: S307 - torch.export wrote it
+
+
+def in_words(guard: str) -> str:
+    """A guard as one would write it."""
+    return SIZE.sub(r"input\1.shape[\2]", guard)

@@ -19,7 +19,17 @@ from torch.utils import _pytree as pytree
 from repcompile.calls import Call, Calls
 from repcompile.capture import Captured
 from repcompile.classes import hooked
-from repcompile.conditions import Conditions, Leaf, condition, kinds_of, ones_in, signature_of, sizes_of, weights_of
+from repcompile.conditions import (
+    Conditions,
+    Leaf,
+    condition,
+    in_words,
+    kinds_of,
+    ones_in,
+    signature_of,
+    sizes_of,
+    weights_of,
+)
 from repcompile.copies import duplicate
 from repcompile.errors import Untraceable
 from repcompile.memory import contents
@@ -89,14 +99,14 @@ def _single(call: Call) -> bool:
 
 def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
     flat, inputs = _flattened(module, example, calls)
-    before, asked = contents(flat.model), Observed()
+    asked = Observed()
     dynamic = tuple({axis: Dim.AUTO for axis in range(value.dim())} for value in inputs)
     try:
         with undisturbed(), asked:
             program = torch.export.export(flat, tuple(inputs), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # noqa: BLE001 - torch.export's own, of many classes, or the user's forward
         raise Untraceable(reason_of(error)) from error
-    if contents(flat.model) != before:
+    if flat.results.changed:
         raise Untraceable("its forward changes attributes of the module")
     if asked.memory:
         raise Untraceable(f"its forward asks for {', '.join(sorted(asked.memory))} of a tensor")
@@ -107,10 +117,14 @@ def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
 
 
 class _Results:
-    """How the result was flattened: an object that torch.export passes by, unlike a container."""
+    """What a call left: an object that torch.export passes by, while it puts containers and attributes back.
+
+    leaves, structure: how the result was flattened.  changed: whether attributes were written to.
+    """
 
     leaves: tuple[Leaf, ...] = ()
     structure: Any = None
+    changed = False
 
 
 class _Flat(nn.Module):
@@ -134,7 +148,9 @@ class _Flat(nn.Module):
             return tensors[leaf.number].shape[0] if leaf.rank is None else tensors[leaf.number]
 
         args, kwargs = pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
+        before = contents(self.model)
         results, structure = pytree.tree_flatten(self.model(*args, **kwargs))
+        self.results.changed |= contents(self.model) != before
         returned = [result for result in results if isinstance(result, OUTPUTS)]
         number = iter(range(len(returned)))
         leaves = tuple(Leaf(next(number)) if isinstance(r, OUTPUTS) else Leaf(fixed=_plain(r)) for r in results)
@@ -195,7 +211,7 @@ def _require_answers(programs: Sequence[Conditions], calls: Calls) -> None:
     for sizes in given:
         if not _allowed(programs, sizes):
             guard = next(guard for guard in programs[-1].guards if not condition(guard)(sizes))
-            raise Untraceable(f"it takes for granted that {guard}")
+            raise Untraceable(f"it takes for granted that {in_words(guard)}")
     for number, axis in sorted(_varying([*given, *_sizes(programs, calls.others or ())])):
         if not _moves(programs, given[0], number, axis):
             raise Untraceable(f"it freezes axis {axis} of input {number} at {given[0][number][axis]}")
@@ -219,12 +235,11 @@ def _varying(sizes: Sequence[Sequence[Sequence[int]]]) -> set[tuple[int, int]]:
 
 
 def _moves(programs: Sequence[Conditions], sizes: Sequence[Sequence[int]], number: int, axis: int) -> bool:
-    """Whether some other size is answered there: with the others as they are, or where all that are equal change."""
+    """Whether one of the programs answers several sizes there: alone, or where all sizes that are equal change too."""
     size = sizes[number][axis]
+    alone, together = list[list[list[int]]](), list[list[list[int]]]()
     for other in range(1, 2 * size + PROBED):
-        alone = [list(shape) for shape in sizes]
-        alone[number][axis] = other
-        together = [[other if each == size else each for each in shape] for shape in sizes]
-        if other != size and (_allowed(programs, alone) or _allowed(programs, together)):
-            return True
-    return False
+        alone.append([list(shape) for shape in sizes])
+        alone[-1][number][axis] = other
+        together.append([[other if each == size else each for each in shape] for shape in sizes])
+    return any(sum(map(each.allows, probes)) > 1 for each in programs for probes in (alone, together))

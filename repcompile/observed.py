@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from threading import RLock, get_ident
+from threading import get_ident
 from types import FrameType
 from typing import Any, TextIO, cast
 
@@ -16,14 +16,14 @@ import torch
 import torch.fx.experimental._config as symbolic
 from torch.overrides import TorchFunctionMode
 
+from repcompile.threads import ONE_AT_A_TIME
+
 TORCH = os.path.dirname(torch.__file__) + os.sep
 LAYERS = (os.path.join(TORCH, "nn") + os.sep,)  # torch's own modules ask as users' do
 KINDS = frozenset("device dtype element_size get_device is_complex is_cpu is_cuda is_floating_point is_mps is_signed "
     "is_xpu itemsize type".split())
 MEMORY = frozenset("_version data_ptr grad grad_fn is_contiguous is_leaf requires_grad storage_offset stride "
     "untyped_storage".split())
-
-_EXPORTING = RLock()  # torch.export keeps what it is at in global variables
 
 
 class Observed(TorchFunctionMode):
@@ -63,7 +63,7 @@ def _place(frame: FrameType | None) -> str:
 def undisturbed() -> Iterator[None]:
     """One export at a time, without a word, and with sizes of 1 like any other."""
     with ExitStack() as stack:
-        stack.enter_context(_EXPORTING)
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_silent())

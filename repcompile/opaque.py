@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from repcompile.threads import ONE_AT_A_TIME
+
 LOOKS_INSIDE = frozenset(name for name in vars(nn.Module) if name not in ("__init__", "training"))
 
 
@@ -36,7 +38,8 @@ def _looked_at(cls: type[nn.Module]) -> set[str] | None:
         return None
     for base in own:
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            with ONE_AT_A_TIME:  # CPython 3.11 counts the depth of a tree for all threads together
+                tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):
             return None
         found = _uses(tree)
