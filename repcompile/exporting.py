@@ -204,17 +204,16 @@ def _conditions(
 
 
 def _require_answers(programs: Sequence[Conditions], calls: Calls) -> None:
-    """Raises Untraceable if a given call that is like the first is not answered, or if a size that varies is frozen."""
-    given = _sizes(programs, calls.given)
-    if not given:
+    """Raises Untraceable if the first given call is not answered, or if a size that varies is frozen."""
+    known = _sizes(programs, calls.all)
+    if not known or not _sizes(programs, calls.given[:1]):
         raise Untraceable("it does not answer the call that was followed")
-    for sizes in given:
-        if not _allowed(programs, sizes):
-            guard = next(guard for guard in programs[-1].guards if not condition(guard)(sizes))
-            raise Untraceable(f"it takes for granted that {in_words(guard)}")
-    for number, axis in sorted(_varying([*given, *_sizes(programs, calls.others or ())])):
-        if not _moves(programs, given[0], number, axis):
-            raise Untraceable(f"it freezes axis {axis} of input {number} at {given[0][number][axis]}")
+    if not _allowed(programs, known[0]):
+        guard = next(guard for guard in programs[-1].guards if not condition(guard)(known[0]))
+        raise Untraceable(f"it takes for granted that {in_words(guard)}")
+    for number, axis in sorted(_varying(known)):
+        if not any(_moves(each, known, number, axis) for each in programs):
+            raise Untraceable(f"it freezes axis {axis} of input {number} at {known[0][number][axis]}")
 
 
 def _allowed(programs: Iterable[Conditions], sizes: Sequence[Sequence[int]]) -> bool:
@@ -234,12 +233,14 @@ def _varying(sizes: Sequence[Sequence[Sequence[int]]]) -> set[tuple[int, int]]:
     return {(i, axis) for i, axis in places if any(other[i][axis] != first[i][axis] for other in sizes)}
 
 
-def _moves(programs: Sequence[Conditions], sizes: Sequence[Sequence[int]], number: int, axis: int) -> bool:
-    """Whether one of the programs answers several sizes there: alone, or where all sizes that are equal change too."""
-    size = sizes[number][axis]
+def _moves(program: Conditions, known: Sequence[Sequence[Sequence[int]]], number: int, axis: int) -> bool:
+    """Whether the program answers calls with several sizes there: known ones, or made up from the first."""
+    if len({sizes[number][axis] for sizes in filter(program.allows, known)}) > 1:
+        return True
+    sizes, size = known[0], known[0][number][axis]
     alone, together = list[list[list[int]]](), list[list[list[int]]]()
     for other in range(1, 2 * size + PROBED):
         alone.append([list(shape) for shape in sizes])
         alone[-1][number][axis] = other
         together.append([[other if each == size else each for each in shape] for shape in sizes])
-    return any(sum(map(each.allows, probes)) > 1 for each in programs for probes in (alone, together))
+    return any(sum(map(program.allows, probes)) > 1 for probes in (alone, together))
