@@ -54,8 +54,9 @@ class Exported:
 
 
 def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
-    """Programs of `module`, one of which answers each given call that is like the first one; two at most.
+    """Programs of `module`, in the order in which a call is offered to them; the first given call is answered.
 
+    There are two where one is for a size of 1 and the other one for the rest.
     Raises Untraceable if there are none that tell the truth, or if a size that varies among the calls is frozen.
     """
     _require_plain(module)
@@ -100,11 +101,11 @@ def _single(call: Call) -> bool:
 def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
     flat, inputs = _flattened(module, example, calls)
     asked = Observed()
-    dynamic = tuple({axis: Dim.AUTO for axis in range(value.dim())} for value in inputs)
+    dynamic = tuple(dict.fromkeys(range(value.dim()), Dim.AUTO) for value in inputs)
     try:
         with undisturbed(), asked:
             program = torch.export.export(flat, tuple(inputs), dynamic_shapes=(dynamic,), strict=False)
-    except Exception as error:  # noqa: BLE001 - torch.export's own, of many classes, or the user's forward
+    except Exception as error:  # torch.export's own, of many classes, or the user's forward
         raise Untraceable(reason_of(error)) from error
     if flat.results.changed:
         raise Untraceable("its forward changes attributes of the module")
@@ -174,14 +175,15 @@ def _flattened(module: nn.Module, example: Call, calls: Calls) -> tuple[_Flat, l
     numbers: dict[int, int] = {}
     leaves: list[Leaf] = []
     for place, value in enumerate(values):
-        integer = type(value) is int and value > 1 and any(each[place] != value for each in alike)
-        if not isinstance(value, Tensor) and not integer:
+        if isinstance(value, Tensor):
+            number = numbers.setdefault(id(value), len(inputs))
+            inputs += [value] if number == len(inputs) else []
+            leaves.append(Leaf(number, value.dim()))
+        elif type(value) is int and value > 1 and any(each[place] != value for each in alike):
+            leaves.append(Leaf(len(inputs)))
+            inputs.append(torch.empty(value))
+        else:
             leaves.append(Leaf(fixed=_plain(value)))
-            continue
-        if integer or id(value) not in numbers:
-            numbers[id(value)] = len(inputs)
-            inputs.append(torch.empty(value) if integer else value)
-        leaves.append(Leaf(len(inputs) - 1 if integer else numbers[id(value)], None if integer else value.dim()))
     return _Flat(duplicate(module), spec, leaves), inputs
 
 

@@ -31,6 +31,7 @@ from repcompile.values import in_float64
 KINDS = ("affine", "layout", "shape")
 STRICT = ("conv", "conv_module", "batch_norm", "batch_norm_module", "linear", "linear_module", "conv_transpose_module")
 ELEMENTWISE = ("add", "sub", "mul", "div")
+KEEP_RANK = ("same", "resized")  # shape rules
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
@@ -51,7 +52,9 @@ class Facts:
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
     constants: the nodes that depend on no input.  steps: the nodes that only move positions.
-    numbers: the nodes that are computed from sizes alone.  truncated: whether `HORIZON` cut something off.
+    numbers: the nodes that are computed from sizes alone.
+    alike: the nodes that are no map, and have as many axes as their operand.
+    truncated: whether `HORIZON` cut something off.
     """
 
     maps: Mapping[fx.Node, tuple[Fact, ...]]
@@ -62,6 +65,7 @@ class Facts:
     constants: Constants
     steps: Mapping[fx.Node, Step]
     numbers: frozenset[fx.Node]
+    alike: frozenset[fx.Node]
     truncated: bool
 
     def is_split(self, node: fx.Node) -> bool:
@@ -91,6 +95,7 @@ class _Interpreter:
         self._sizes: dict[fx.Node, Size] = {}
         self._asked: dict[fx.Node, fx.Node] = {}  # `x.shape` node -> x
         self._numbers: set[fx.Node] = set()  # whatever is computed from sizes, devices and dtypes: no tensors
+        self._alike: set[fx.Node] = set()
         self._found: dict[fx.Node, Rule] = {}
         self._steps: dict[fx.Node, Step] = {}
         self._calls: dict[fx.Node, tuple[fx.Node, dict[str, Any]]] = {}  # a part of a tuple -> who made the tuple
@@ -99,8 +104,9 @@ class _Interpreter:
         self._truncated = False
 
     def result(self) -> Facts:
-        known = (self._shapes, self._sizes, self._found, self._constants, self._steps, frozenset(self._numbers))
-        return Facts(self._facts, self._refusals, *known, self._truncated)
+        known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
+        sets = (frozenset(self._numbers), frozenset(self._alike))
+        return Facts(self._facts, self._refusals, *known, *sets, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
         """Facts and shape of one node, from those of its operands."""
@@ -138,6 +144,8 @@ class _Interpreter:
             self._facts[node] = facts
         if self._shapes[node] is None and shape is not None:
             self._shapes[node] = self._shape_of(node, shape, values)
+            if shape.name in KEEP_RANK:
+                self._alike.add(node)
 
     def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
         """The parts of a value tell what it is: how many axes it has, and how long the one is that was split."""

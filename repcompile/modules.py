@@ -33,6 +33,16 @@ def surrounded(x: Tensor, pads: tuple[int, ...], value: Tensor, rank: int) -> Te
     return y
 
 
+def of_rank(x: Tensor, rank: int) -> Tensor:
+    """`x` as it is.  Raises ValueError if it does not have `rank` axes, for which the model was fused."""
+    if x.dim() != rank:
+        raise ValueError(
+            f"repcompile fused this model for inputs with a batch, where this value has {rank} axes; "
+            f"it has {x.dim()}: {tuple(x.shape)}. Call it with a batch, or fuse it with example_inputs like this one"
+        )
+    return x
+
+
 class ChannelAffine(nn.Module):
     """y = weight x + bias, one number per channel.  weight, bias: (c, 1, ..) as the layout broadcasts them."""
 

@@ -6,24 +6,28 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from types import FrameType
 from typing import Any, TextIO, cast
 
 import torch
-import torch.fx.experimental._config as symbolic
+from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 
 from repcompile.threads import ONE_AT_A_TIME
 
+SYMBOLIC: Any = _config
 TORCH = os.path.dirname(torch.__file__) + os.sep
 LAYERS = (os.path.join(TORCH, "nn") + os.sep,)  # torch's own modules ask as users' do
-KINDS = frozenset("device dtype element_size get_device is_complex is_cpu is_cuda is_floating_point is_mps is_signed "
-    "is_xpu itemsize type".split())
-MEMORY = frozenset("_version data_ptr grad grad_fn is_contiguous is_leaf requires_grad storage_offset stride "
-    "untyped_storage".split())
+KINDS = frozenset(
+    "device dtype element_size get_device is_complex is_cpu is_cuda is_floating_point is_mps is_signed "
+    "is_xpu itemsize type".split()
+)
+MEMORY = frozenset(
+    "_version data_ptr grad grad_fn is_contiguous is_leaf requires_grad storage_offset stride untyped_storage".split()
+)
 
 
 class Observed(TorchFunctionMode):
@@ -60,14 +64,14 @@ def _place(frame: FrameType | None) -> str:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Generator[None]:
     """One export at a time, without a word, and with sizes of 1 like any other."""
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_silent())
-        stack.enter_context(symbolic.patch(backed_size_oblivious=True))
+        stack.enter_context(SYMBOLIC.patch(backed_size_oblivious=True))
         yield
 
 
@@ -85,7 +89,7 @@ class _Others:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Nothing that this thread logs, or prints as an error, is shown."""
     thread, stream = get_ident(), sys.stderr
 

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 FREE = re.compile(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]")  # a size, as guards call it
 SETTLED = (aten.lift_fresh_copy.default, aten.detach_.default, aten.detach.default)  # of a constant: the constant
 CLAIMS = (aten._assert_tensor_metadata.default,)  # which conditions compare
-CHECKS = ("_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size", "_local_scalar_dense")
+CHECKS = ("_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size", "item")
 
 
 def captured_program(program: ExportedProgram, module: nn.Module, inside: str, integers: frozenset[int]) -> Captured:
@@ -152,7 +152,7 @@ def _require_known(node: fx.Node) -> None:
 def _path(node: fx.Node, prefix: str) -> str:
     """The module whose forward made the call."""
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    last = next(reversed(stack.values()), ("", None))[0]
+    last = list(stack.values())[-1][0] if stack else ""
     return last.partition("@")[0].removeprefix(prefix) if last.startswith(prefix) else ""
 
 

@@ -1,7 +1,7 @@
 """Forwards that ask what nobody can answer for them, as their bytecode, and that of what they call by name, shows.
 
-`type(x) is Tensor` looks past `__class__`, so that no stand-in for a tensor can answer. What `is_compiling()` says in an
-export, it says nowhere else.
+`type(x) is Tensor` looks past `__class__`, so that no stand-in for a tensor can answer. What `is_compiling()` says
+in an export, it says nowhere else.
 """
 
 from __future__ import annotations

@@ -44,18 +44,25 @@ KEEP_CHANNELS_FUNCTIONS = (
 
 def read_as(node: fx.Node, captured: Captured) -> Shape | None:
     """The shape that a convolution or a batch norm expects of what it reads; they are taken to be called on batches."""
-    for user in _readers(node, captured):
-        weight = _weight(user, captured) if user.target in CONVOLUTIONS and user.args[0] is node else None
-        if weight is not None:
-            groups: Any = user.kwargs.get("groups", user.args[6] if len(user.args) > 6 else 1)
-            shape = named(node.name, weight.dim())
-            return (shape[0], Size(weight.shape[1] * groups), *shape[2:])
-        cls = captured.torch_class(user) if user.op == "call_module" else type(None)
-        for n_axes, classes in READERS.items():
-            if issubclass(cls, classes):
-                module: Any = captured.module(user)
-                channels = module.num_features if hasattr(module, "num_features") else module.in_channels
-                return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
+    for user, padded in _readers(node, captured):
+        expected = _expected(user, node, captured)
+        if expected is not None and padded <= expected[0]:
+            n_axes, channels = expected
+            return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
+    return None
+
+
+def _expected(user: fx.Node, node: fx.Node, captured: Captured) -> tuple[int, int] | None:
+    """(spatial axes, channels) that `user` takes."""
+    weight = _weight(user, captured) if user.target in CONVOLUTIONS else None
+    if weight is not None:
+        groups: Any = user.kwargs.get("groups", user.args[6] if len(user.args) > 6 else 1)
+        return weight.dim() - 2, weight.shape[1] * groups
+    cls = captured.torch_class(user) if user.op == "call_module" else type(None)
+    for n_axes, classes in READERS.items():
+        if issubclass(cls, classes):
+            module: Any = captured.module(user)
+            return n_axes, module.num_features if hasattr(module, "num_features") else module.in_channels
     return None
 
 
@@ -66,11 +73,24 @@ def _weight(conv: fx.Node, captured: Captured) -> Tensor | None:
     )
 
 
-def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[fx.Node]:
-    """Who reads a value, or something with as many channels and axes."""
-    users = list(node.users)
+def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx.Node, int]]:
+    """Who reads a value, or something with as many channels and axes; how many axes from the last are padded before."""
+    users = [user for user in node.users if _reads_first(user, node)]
+    found = [(user, 0) for user in users]
     for user in users if depth else ():
+        padded = _axes_padded(user)
         module = user.op == "call_module" and issubclass(captured.torch_class(user), KEEP_CHANNELS)
-        if user.args[:1] == (node,) and (module or user.target in KEEP_CHANNELS_FUNCTIONS):
-            users = [*users, *_readers(user, captured, depth - 1)]
-    return users
+        if module or padded or user.target in KEEP_CHANNELS_FUNCTIONS:
+            found += [(reader, max(padded, more)) for reader, more in _readers(user, captured, depth - 1)]
+    return found
+
+
+def _reads_first(user: fx.Node, node: fx.Node) -> bool:
+    """Whether `node` is the image that `user` works on."""
+    return (*user.args, user.kwargs.get("input"))[0] is node
+
+
+def _axes_padded(user: fx.Node) -> int:
+    """How many axes, from the last, `F.pad` may change; 0 if it is something else."""
+    pads: Any = (*user.args[1:], user.kwargs.get("pad"))[0] if user.target is F.pad else ()
+    return (len(pads) + 1) // 2 if isinstance(pads, list | tuple) else 0

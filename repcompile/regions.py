@@ -26,6 +26,7 @@ from repcompile.paths import Fact, Step, places
 UNKNOWN_CHANNELS = 64
 FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
 ARITHMETIC = ("add", "sub", "mul", "div", "neg", "same_values", "pad")  # rules of operators that take integers too
+KEEP_DTYPE = ("neg", "same_values", "pad")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,10 +109,21 @@ def _came_back(fact: Fact, sink: fx.Node) -> bool:
 
 def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
     """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes."""
-    if source in facts.rules or source.op == "call_module" or source.target in FLOATING:
+    origin = source
+    while origin in facts.alike:  # an activation: of its operand's dtype
+        origin = origin.all_input_nodes[0]
+    if origin in facts.rules or origin.op == "call_module" or source.target in FLOATING:
         return False
-    readers = [node for node in nodes if source in node.all_input_nodes]
-    return all(facts.rules[node].name in ARITHMETIC or facts.rules[node].kind == "layout" for node in readers)
+    alike = {source}  # values of the source's dtype
+    for node in nodes:
+        if alike.isdisjoint(node.all_input_nodes):
+            continue
+        rule = facts.rules[node]
+        if rule.kind != "layout" and rule.name not in ARITHMETIC:
+            return False  # it takes floating point alone
+        if rule.kind == "layout" or rule.name in KEEP_DTYPE:
+            alike.add(node)
+    return True
 
 
 def _interior(source: fx.Node, sink: fx.Node, values: Container[fx.Node]) -> set[fx.Node]:

@@ -3,7 +3,8 @@
 Given: a canonical graph, which this stage takes over, and its facts.  Result: an equal graph, where
 
 - the terms of a sum that read one value stand next to each other: `(f(x) + a(x)) + b(x)` is `(a(x) + b(x)) + f(x)`;
-- a batch norm, or a gain and a shift, behind a sum or a concatenation of convolutions stands behind each of them.
+- a batch norm, or a gain and a shift, behind a sum or a concatenation of convolutions stands behind each of them;
+- one that several operators read, and each can take in, is there once for each of them (`TWIN`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
+from repcompile.inquiries import question_of
 from repcompile.paths import Fact, aligned
 
 MOST_TERMS = 64
+TWIN = "twin"  # in a node's `meta`: the node that it does the same as, so that those that stay can be one again
 ADDITIONS = (operator.add, torch.add, "add")
 SUBTRACTIONS = (operator.sub, torch.sub, "sub")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -62,6 +65,39 @@ class _Editor:
             self._distribute(node)
         elif self._is_sum(node) and not (len(node.users) == 1 and self._is_sum(next(iter(node.users)))):
             self._regroup(node)
+        elif len(node.users) > 1 and self._is_absorbed(node):
+            self._share_out(node)
+
+    # -- pointwise maps that several read ------------------------------------------------------------------------------
+
+    def _is_absorbed(self, node: fx.Node) -> bool:
+        """Whether all readers of a number for each channel can take it in, at no cost."""
+        values = [operand for operand in node.all_input_nodes if self._is_value(operand)]
+        if len(values) != 1 or node not in self._facts.rules or self._near(node, values[0]) is None:
+            return False
+        return self._is_taken_in(node, node, values[0])
+
+    def _is_taken_in(self, reader: fx.Node, node: fx.Node, source: fx.Node, depth: int = 4) -> bool:
+        """Whether a map with weights follows on every way from `reader`, as heavy with `node` in it as without."""
+        users = [user for user in reader.users if question_of(user) is None]
+        for user in users:
+            own, whole = self._fact(user, node), self._fact(user, source)
+            if own is None or whole is None or not depth:
+                return False
+            if user in self._facts.steps or not isinstance(own.map, Affine) or own.map.is_diagonal:
+                if not self._is_taken_in(user, node, source, depth - 1):
+                    return False
+            elif not isinstance(whole.map, Affine) or whole.map.has_border or whole.map.weights > own.map.weights:
+                return False
+        return bool(users)
+
+    def _share_out(self, node: fx.Node) -> None:
+        node.meta[TWIN] = node
+        for user in [user for user in node.users if question_of(user) is None][1:]:
+            with node.graph.inserting_after(node):
+                twin = node.graph.node_copy(node)
+            user.replace_input_with(node, twin)
+        self.changed = True
 
     # -- sums --------------------------------------------------------------------------------------------------------
 

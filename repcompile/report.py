@@ -17,6 +17,7 @@ from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import branches_of, name_of
 from repcompile.plan import Plan
+from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.verify import Check
 
@@ -145,14 +146,15 @@ def report_on(
 ) -> Report:
     """The report of a compilation.  inner: paths of the modules that have reports of their own."""
     gone = {node for item in rewritten for node in item.region.dying}
+    done = {node for item in rewritten for node in item.region.nodes}
+    failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
     fused = tuple(_fused(item, facts) for item in rewritten)
     left = (
         *_opaque(captured, tuple(inner)),
-        *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in rollbacks),
+        *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in failed),
         *_too_dear(plan, gone, facts),
         *(Left(_path(r.node), r.reason) for r in facts.refusals if _says_something(r.node, r.source, facts)),
     )
-    done = {node for item in rewritten for node in item.region.nodes}
     lonely = _lonely_norms(facts, done, {item.path for item in left})
     return Report(captured.name, fused, (*left, *lonely), checks)
 
@@ -164,6 +166,11 @@ def _opaque(captured: Captured, inner: tuple[str, ...]) -> Iterable[Left]:
         names = [f"{name}." for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         norms = sum(not name.startswith(tuple(f"{place}." for place in inner)) for name in names)
         yield Left(path, f"stays Python: {reason}", norms=norms)
+
+
+def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:
+    """The nodes of a region that do more than move positions."""
+    return (node for node in region.nodes if node not in facts.steps)
 
 
 def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[Left]:

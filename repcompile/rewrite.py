@@ -27,10 +27,13 @@ from repcompile.fold import fold
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
+from repcompile.modules import of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
+from repcompile.ranks import ranks_to_check
 from repcompile.regions import Region, answered
+from repcompile.regroup import TWIN
 from repcompile.tracing import KEPT
 from repcompile.verify import Check, verify_region
 
@@ -42,12 +45,14 @@ class Rewritten:
     """A region and the operator that took its place.
 
     path: name of the new module, "" where the region was an identity.  check: against the nodes that it replaced.
+    rank: the number of axes that the source is checked to have, None where no other can come.
     """
 
     region: Region
     path: str
     module: nn.Module | None
     check: Check | None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,9 @@ def rewrite(
             rollbacks.append(Rollback(region, result))
         else:
             emitted.append((region, *result))
-    names = names_of_regions([region for region, _, _ in emitted], captured, facts)
-    done = tuple(Rewritten(r, name, m, c) for (r, m, c), name in zip(emitted, names, strict=True))
+    regions = [region for region, _, _ in emitted]
+    names, ranks = names_of_regions(regions, captured, facts), ranks_to_check(regions, captured, facts)
+    done = tuple(Rewritten(r, name, m, c, ranks.get(r)) for (r, m, c), name in zip(emitted, names, strict=True))
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
@@ -175,7 +181,9 @@ def _new_graph(
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
     needed = _needed(captured.graph, facts, rewritten, settled, asked)
     names = names_of_tensors(settled, captured)
+    twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
     for node in needed:
+        first = node.meta.get(TWIN, node)
         if node in rewritten:
             values[node] = _call(graph, rewritten[node], values)
         elif node in settled:
@@ -183,8 +191,10 @@ def _new_graph(
         elif node in asked:
             (subject,) = node.all_input_nodes
             values[node] = _same_node(graph, node, ChainMap({subject: values[asked[node]]}, values))
+        elif first in twins:
+            values[node] = twins[first]
         else:
-            values[node] = _same_node(graph, node, values)
+            values[node] = twins[first] = _same_node(graph, node, values)
     return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
 
 
@@ -250,7 +260,10 @@ def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:
 
 def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> fx.Node:
     fact: Fact = item.region.fact
-    value = _steps(graph, fact.path[: fact.at], values[fact.source], values)
+    value = values[fact.source]
+    if item.rank is not None:
+        value = graph.call_function(of_rank, (value, item.rank))
+    value = _steps(graph, fact.path[: fact.at], value, values)
     if isinstance(item.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add
     if item.module is None:

@@ -1,4 +1,4 @@
-"""What torch.fx cannot trace and torch.export can: captured where that is true for every call, left in words elsewhere."""
+"""What torch.fx cannot trace and torch.export can: captured where that is true for every call, left in words if not."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_memory_that_lies_otherwise_is_seen() -> None:
 
 def test_hooks_inside_keep_firing() -> None:
     model, seen = network(branches_on_the_batch), list[tuple[int, ...]]()
-    model.norm.register_forward_hook(lambda module, args, result: seen.append(tuple(result.shape)))
+    model.get_submodule("norm").register_forward_hook(lambda module, args, result: seen.append(tuple(result.shape)))
     result = compile_model(model, calls()[0])
     assert "it has hooks" in reasons(result)
     seen.clear()
@@ -299,7 +299,7 @@ def test_hooks_inside_keep_firing() -> None:
 
 def test_a_norm_that_learns_is_left() -> None:
     model = network(branches_on_the_batch)
-    model.norm.train()
+    model.get_submodule("norm").train()
     assert "in training mode" in reasons(compile_model(model, calls()[0]))
 
 

@@ -30,6 +30,7 @@ pytestmark = [
 ]
 
 SHAPE_QUESTIONS = (getattr, "size", "dim")
+UNCOUNTED = ("getitem", "mul_size", "of_rank")
 
 
 class Net(nn.Module):
@@ -136,11 +137,11 @@ def refusal(model: nn.Module, *calls: Inputs, **options: Any) -> str:
 
 
 def run_by(fused: nn.Module) -> list[str]:
-    """What a fused model runs, questions about shapes and picks from tuples aside."""
+    """What a fused model runs, questions about shapes, checks and picks from tuples aside."""
     assert isinstance(fused, fx.GraphModule), "its own forward stayed Python"
     nodes = [node for node in fused.graph.nodes if node.op.startswith("call")]
     names = [(node.target, getattr(node.target, "__name__", str(node.target))) for node in nodes]
-    return [name for target, name in names if target not in SHAPE_QUESTIONS and name not in ("getitem", "mul_size")]
+    return [name for target, name in names if target not in SHAPE_QUESTIONS and name not in UNCOUNTED]
 
 
 def assert_same_call(model: nn.Module, fused: nn.Module, call: Inputs, tolerance: float = 1e-10) -> None:

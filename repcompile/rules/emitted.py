@@ -6,7 +6,7 @@ from typing import Any
 
 from repcompile.affine import Affine, Map
 from repcompile.errors import Inexact
-from repcompile.modules import BorderConv, ChannelAffine, ValuePad
+from repcompile.modules import BorderConv, ChannelAffine, ValuePad, of_rank
 from repcompile.rules.ruleset import RuleSet, affine_rule
 
 
@@ -33,4 +33,9 @@ def value_pad(x: Map, m: ValuePad) -> Map:
     return Affine.pad(m.value.shape[0], pads, value=m.value) @ x
 
 
-EMITTED = RuleSet((channel_affine, border_conv, value_pad))
+@affine_rule(of_rank)
+def checked(x: Map, rank: int) -> Map:
+    return x
+
+
+EMITTED = RuleSet((channel_affine, border_conv, value_pad, checked))
