@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+# What is installed: extras of pyproject.toml, and a torch of one's own; EXTRAS=test TORCH=torch==2.13.0
+EXTRAS ?= dev
+TORCH ?=
 
 override VENV := $(patsubst %/,%,$(VENV))
 BIN := $(VENV)/bin
@@ -17,7 +20,7 @@ export PYTHONPATH := $(CURDIR)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep fuzz bench lint format clean
+.PHONY: help demo test sweep fuzz bench package lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +39,10 @@ fuzz: $(STAMP)  ## random programs
 
 bench: $(STAMP)  ## the speed of the compiler, and of what it makes; BENCH_ARGS
 	$(BIN)/python tests/bench.py $(BENCH_ARGS)
+
+package: $(STAMP)  ## wheel and sdist, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist .
 
 lint: $(STAMP)  ## style, format, import layers, types
 	$(BIN)/ruff check
@@ -63,6 +70,6 @@ $(STAMP):
 	@test ! -e $(UNFINISHED) || $(PYTHON) -m venv --clear $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@cp pyproject.toml $@.part
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]" $(TORCH)
 	@rm -f $(UNFINISHED)
 	@mv $@.part $@

@@ -22,8 +22,9 @@ class Arguments:
 
     positions: names of the parameters that may be given by position, in order.
     inputs: names of the parameters that are the graph's inputs.  fixed: value of every other one.
-    starred: name of `*args`, if there is one; it is empty.
+    starred: name of `*args`, if there is one.  extra: how many of the inputs, the last ones, it holds.
     optional: the inputs that a call may leave out; the graph is for calls that give them, with tensors.
+    closed: whether the forward takes no `**kwargs`, which are empty in this call.
     """
 
     positions: tuple[str, ...]
@@ -31,24 +32,28 @@ class Arguments:
     fixed: Mapping[str, Any]
     starred: str | None = None
     optional: tuple[str, ...] = ()
+    extra: int = 0
+    closed: bool = True
 
     @property
     def only_one(self) -> bool:
         """Whether there is no other way of calling the model."""
-        return not self.fixed and not self.optional and self.starred is None
+        return not self.fixed and not self.optional and self.starred is None and self.closed
 
     def call(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """(args, kwargs) of this call, with `values` for the inputs."""
         everything = {**self.fixed, **dict(zip(self.inputs, values, strict=True))}
-        return [everything.pop(name) for name in self.positions], everything
+        names = (*self.positions, *self.inputs[len(self.inputs) - self.extra :])
+        return [everything.pop(name) for name in names], everything
 
     def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
         """What the inputs are in a call, None if it is a call of another kind."""
         known = {*self.inputs, *self.fixed}
         twice = any(name in kwargs for name in self.positions[: len(args)])
-        if twice or len(args) > len(self.positions) or not all(name in known for name in kwargs):
+        names = (*self.positions, *self.inputs[len(self.inputs) - self.extra :])
+        if twice or len(args) > len(names) or not all(name in known for name in kwargs):
             return None
-        given = {**self.fixed, **dict(zip(self.positions, args, strict=False)), **kwargs}
+        given = {**self.fixed, **dict(zip(names, args, strict=False)), **kwargs}
         if not all(name in given for name in self.inputs):
             return None
         same = all(same_value(given[name], value) for name, value in self.fixed.items())
@@ -67,26 +72,48 @@ class Arguments:
 def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any] | None = None) -> Arguments:
     """The call with every argument that has no default, or the one that `examples`, by position, show.
 
-    Arguments that are left out have their default; what is no tensor is fixed to what it is.
+    Arguments that are left out have their default; what is no tensor is fixed to what it is. A model that can be called
+    without arguments is taken to be called with a tensor for the first.
     Raises ModelError if `forward` cannot be called with `examples`, Untraceable if it names no argument.
     """
     parameters = inspect.signature(forward).parameters.values()
     named = [p for p in parameters if p.kind not in VARIABLE]
     starred = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
     positions = tuple(p.name for p in named if p.kind in NAMED)
-    if examples is not None and starred is not None and len(examples) > len(positions):
-        raise Untraceable(f"it takes any number of arguments (*{starred})")
-    given = dict(zip(positions, _checked(name, named, positions, examples), strict=False))
+    closed = all(p.kind is not p.VAR_KEYWORD for p in parameters)
+    more = _starred(starred, positions, examples)
+    given = dict(zip(positions, _checked(name, named, positions, examples, starred), strict=False))
     inputs = tuple(p.name for p in named if p.default is p.empty or _holds_tensor(given.get(p.name)))
+    inputs = (*inputs, *more) or _likely(positions, named, examples)
     if not inputs:
-        raise Untraceable("it can be called without arguments; example_inputs tell how it is")
+        raise Untraceable("it takes no argument by name; example_inputs tell how it is called")
     fixed = {p.name: given.get(p.name, p.default) for p in named if p.name not in inputs}
     optional = tuple(p.name for p in named if p.name in inputs and p.default is not p.empty)
-    return Arguments(positions, inputs, fixed, starred, optional)
+    return Arguments(positions, inputs, fixed, starred, optional, len(more), closed)
+
+
+def _starred(starred: str | None, positions: Sequence[str], examples: Sequence[Any] | None) -> tuple[str, ...]:
+    """Names for what `*args` holds: as many as in the examples; one, if there is no other argument and no example."""
+    if starred is None or (examples is None and positions):
+        return ()
+    given = 1 if examples is None else len(examples) - len(positions)
+    return tuple(f"{starred}_{place}" for place in range(given))
+
+
+def _likely(
+    positions: Sequence[str], named: Sequence[inspect.Parameter], examples: Sequence[Any] | None
+) -> tuple[str, ...]:
+    """The first parameter, where all have defaults and nothing says how the model is called."""
+    optional = examples is None and positions and all(p.default is None for p in named if p.name == positions[0])
+    return tuple(positions[:1]) if optional else ()
 
 
 def _checked(
-    name: str, named: Sequence[inspect.Parameter], positions: Sequence[str], examples: Sequence[Any] | None
+    name: str,
+    named: Sequence[inspect.Parameter],
+    positions: Sequence[str],
+    examples: Sequence[Any] | None,
+    starred: str | None,
 ) -> Sequence[Any]:
     if examples is None:
         return ()
@@ -94,7 +121,7 @@ def _checked(
         raise ModelError(f"example_inputs is a tuple of positional arguments, (x,); got {type(examples).__name__}")
     required = [p.name for p in named if p.default is p.empty]
     missing = set(required) - set(positions[: len(examples)])
-    if missing or len(examples) > len(positions):
+    if missing or (len(examples) > len(positions) and starred is None):
         raise ModelError(f"{name}.forward takes {len(required)} required arguments; example_inputs has {len(examples)}")
     return examples
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from repcompile.borders import surround
 from repcompile.capture import Captured
-from repcompile.inplace import is_fresh
+from repcompile.inplace import exposed, is_fresh
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -41,10 +41,11 @@ def canonicalize(captured: Captured) -> Captured:
     """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
     surround(captured.graph)
     seen: dict[Any, fx.Node] = {}
+    written = exposed(captured.graph, captured.opaque, captured.classes)
     for node in list(captured.graph.nodes):
         if _is_sum_of_stack(node):
             _add_up(node)
-        elif _does_nothing(node, captured):
+        elif _does_nothing(node, captured) and (node not in written or _is_name(node, captured)):
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
         elif question_of(node) is not None:
@@ -120,6 +121,11 @@ def _does_nothing(node: fx.Node, captured: Captured) -> bool:
     if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
     return (_neutral(node) and _floating(_operand(node), captured)) or _scaled_by_ones(node, captured)
+
+
+def _is_name(node: fx.Node, captured: Captured) -> bool:
+    """Whether it returns its operand itself, and not an equal tensor."""
+    return issubclass(captured.torch_class(node), (nn.Identity, *DROPOUTS)) or node.target in DROPOUT_FUNCTIONS
 
 
 def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from repcompile.arguments import Arguments, arguments_of
-from repcompile.classes import torch_class
+from repcompile.classes import hooked, torch_class, unconcerned
+from repcompile.copies import plain_attributes
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
+from repcompile.modules import FixedDtype
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
+from repcompile.wrappers import entry, own_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,9 @@ class Captured:
     modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
     opaque: path of a module that stays Python -> the reason.
     classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
-    transient: paths of tensors that `state_dict` leaves out.
+    transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
     arguments: the way of calling the model that the graph is.
+    attributes: numbers, texts and the like that the model has, and that others may read.
     """
 
     graph: fx.Graph
@@ -41,8 +45,10 @@ class Captured:
     opaque: Mapping[str, str] = field(default_factory=dict[str, str])
     classes: Mapping[str, type[nn.Module]] = field(default_factory=dict[str, type[nn.Module]])
     transient: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     name: str = "Module"
     arguments: Arguments | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""
@@ -64,7 +70,9 @@ def capture(
     cannot be traced.
     """
     _require_eval(model)
-    arguments = arguments_of(type(model).__name__, model.forward, example_inputs)
+    arguments = arguments_of(type(model).__name__, entry(model), example_inputs)
+    if hooked(model) and (own_call(model) or not arguments.only_one or not unconcerned(model)):
+        raise Untraceable("it has hooks, which see its inputs and outputs")
     modules = dict(model.named_modules())
     opaque: dict[str, str] = {}
     while True:  # ends: every round makes one more module a leaf
@@ -85,8 +93,10 @@ def capture(
         {path: reason for path, reason in opaque.items() if path in used},
         classes,
         transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
+        frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
         type(model).__name__,
         arguments,
+        plain_attributes(model),
     )
 
 

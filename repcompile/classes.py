@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dis
 from functools import cache
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -56,5 +59,33 @@ def hooked(module: nn.Module) -> bool:
     return bool(hooks_of(module)) and not weight_hooks(module)
 
 
+def unconcerned(module: nn.Module) -> bool:
+    """Whether no hook of the module uses the module that it is given, so that another one may stand in its place."""
+    return not any(map(_uses_module, hooks_of(module)))
+
+
+def _uses_module(hook: Any) -> bool:
+    place = 1 if isinstance(hook, MethodType) else 0
+    function = hook.__func__ if isinstance(hook, MethodType) else hook
+    if not isinstance(function, FunctionType) or function.__code__.co_argcount <= place:
+        return True
+    name = function.__code__.co_varnames[place]
+    read = {
+        i.argval for i in dis.get_instructions(function.__code__) if i.opname.startswith(("LOAD", "STORE", "DELETE"))
+    }
+    return any(name in (found if isinstance(found, tuple) else (found,)) for found in read)
+
+
+def move_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Let the hooks of `module` watch `other` too."""
+    vars(other).update({name: copy.copy(vars(module)[name]) for name in HOOK_TABLES if name in vars(module)})
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOK_TABLES = (
+    *HOOKS,
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+    "_is_full_backward_hook",
+)
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)

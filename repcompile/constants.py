@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
+from repcompile.inplace import exposed
 from repcompile.tracing import KEPT
 from repcompile.values import Constant, as_constant, computed
 
@@ -24,8 +25,9 @@ class Constants:
         self._captured = captured
         self._nodes: set[fx.Node] = set()
         self._values: dict[fx.Node, Constant] = {}
+        written = exposed(captured.graph, captured.opaque, captured.classes)
         for node in captured.graph.nodes:
-            if node.op == "get_attr" or self._derived(node):
+            if node not in written and (node.op == "get_attr" or self._derived(node)):
                 self._nodes.add(node)
 
     def __contains__(self, node: fx.Node) -> bool:
@@ -52,6 +54,27 @@ class Constants:
         learned = value.is_floating_point() and any(isinstance(tensor, nn.Parameter) for tensor in tensors)
         value = value.detach().clone()
         return nn.Parameter(value, any(tensor.requires_grad for tensor in tensors)) if learned else value
+
+    def keeps_dtype(self, node: fx.Node) -> bool:
+        """Whether an evaluated constant of floating-point numbers has this dtype whatever the model's weights have."""
+        leaves, tensors = _leaves(node), self.tensors(node)
+        if node.op == "get_attr":
+            return str(node.target) in self._captured.fixed
+        with torch.no_grad():
+            dtype = _run(node, dict(zip(leaves, tensors, strict=True))).dtype
+            other = torch.float32 if dtype == torch.float64 else torch.float64
+            others = [
+                t.to(other) if self._follows(leaf) and t.is_floating_point() else t
+                for leaf, t in zip(leaves, tensors, strict=True)
+            ]
+            try:
+                again = _run(node, dict(zip(leaves, others, strict=True)))
+            except (RuntimeError, TypeError, ValueError):  # of the user's forward, which takes no other dtype
+                return False
+        return bool(dtype.is_floating_point and again.dtype == dtype)
+
+    def _follows(self, leaf: fx.Node) -> bool:
+        return not str(leaf.target).startswith(KEPT) and str(leaf.target) not in self._captured.fixed
 
     def tensors(self, node: fx.Node) -> list[Tensor]:
         """The parameters and buffers that a constant is computed from."""

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repcompile.errors import ModelError
 
+_TAKEN = frozenset((*vars(nn.Module()), *dir(fx.GraphModule)))  # names that a graph module needs for itself
 TABLES = ("_parameters", "_buffers", "_modules")
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +36,18 @@ def structure_of(module: M) -> M:
     """A copy of the modules that shares every tensor."""
     tensors = (*module.parameters(), *module.buffers(), *_computed(module))
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers, texts and the like that a module has, and that another one may have in its place."""
+    return {name: value for name, value in vars(module).items() if _is_plain(value) and name not in _TAKEN}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nobody can change it."""
+    if type(value) in (tuple, frozenset, torch.Size):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 def copied(inputs: Sequence[Any]) -> list[Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repcompile.copies import duplicate
+from repcompile.errors import ModelError
+from repcompile.graphs import Fused, of_class
 
 
 class Way(Protocol):
@@ -33,15 +35,48 @@ class Way(Protocol):
         ...
 
 
-class Specialized(fx.GraphModule):
-    """Runs its graph when it is called as `arguments` says, and `otherwise` when it is called in another way.
+class Others:
+    """A copy of the model that was fused, for the calls that its graph is not.
 
-    otherwise: a copy of the model that was fused.
+    It is no part of the fused model's `state_dict()`, `parameters()` or `modules()`. It shares every tensor that fusing
+    left alone, and goes where the fused model goes. `stale` once the fused model has other weights.
     """
 
-    if TYPE_CHECKING:  # torch.jit.script reads what else is annotated here
+    def __init__(self, model: nn.Module, fused: nn.Module) -> None:
+        self.model = model
+        self.shared = tuple(_equal(model, fused))
+        self.stale = False
+        self.tie(fused)
+
+    def tie(self, fused: nn.Module) -> None:
+        """Share tensors with `fused`, and remember how its weights are."""
+        for path in self.shared:
+            _put(self.model, path, _get(fused, path))
+        self.versions = _versions(fused)
+        for part in self._specialized():
+            part.tie_others()
+
+    def follow(self, function: Callable[[Tensor], Tensor], fused: nn.Module) -> None:
+        """Do to the own tensors what was done to those of `fused`."""
+        inner = [(part.others, part.others.stale) for part in self._specialized() if part.others is not None]
+        for path in self.shared:
+            _put(self.model, path, None)
+        self.model._apply(function)
+        self.tie(fused)
+        for others, stale in inner:  # they saw their shared tensors go
+            others.stale = stale
+
+    def _specialized(self) -> list[Specialized]:
+        """The fused models inside: their tensors may be shared ones."""
+        return [part for part in self.model.modules() if isinstance(part, Specialized)]
+
+
+class Specialized(Fused):
+    """Runs its graph when it is called as `arguments` says, and `otherwise` when it is called in another way."""
+
+    if TYPE_CHECKING:  # torch.jit.script reads what is annotated here
         arguments: Way
-        otherwise: nn.Module
+        others: Others | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values = self.arguments.values(args, kwargs)
@@ -49,48 +84,123 @@ class Specialized(fx.GraphModule):
             return self.otherwise(*args, **kwargs)
         return self.arguments.result(super().__call__(*values))
 
+    def tie_others(self) -> None:
+        """Take the weights as they are for those that were fused."""
+        if self.others is not None:
+            self.others.tie(self)
+
+    @property
+    def otherwise(self) -> nn.Module:
+        """The model as it was.  Raises ModelError if it is not there any more, or the weights have changed since."""
+        others = self.others
+        if others is None:
+            raise ModelError("the fused model is called in a way that it was not compiled for")
+        if others.stale or others.versions != _versions(self):
+            raise ModelError(
+                "the fused model is called in a way that it was not compiled for, which the unfused model would answer; "
+                "but the weights have changed since it was fused: fuse the model that has the new ones"
+            )
+        return others.model
+
+    @otherwise.deleter
+    def otherwise(self) -> None:
+        vars(self)["others"] = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        others = self.others
+        changed = others is not None and others.versions != _versions(self)
+        super()._apply(fn, recurse)
+        if others is not None:
+            others.follow(fn, self)
+            others.stale |= changed
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if self.others is not None:
+            mine = self.state_dict()
+            given = {name: state_dict.get(f"{prefix}{name}") for name in mine}
+            same = all(value is None or _same(value, mine[name]) for name, value in given.items())
+            self.others.stale |= not same or self.others.versions != _versions(self)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Specialized:
         result: Any = super().__deepcopy__(memo)
-        result.arguments, result.otherwise = self.arguments, copy.deepcopy(self.otherwise, memo)
+        vars(result).update(arguments=self.arguments, others=copy.deepcopy(self.others, memo))
+        _watch(result, self)
         return result
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (super().__reduce__(), self.arguments, self.otherwise)
+        changed = self.others is not None and self.others.versions != _versions(self)
+        return _restored, (super().__reduce__(), self.arguments, self.others, changed)
 
 
 def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way) -> fx.GraphModule:
-    """`fused`, which may be called in every way in which `model` may be; a copy of `model` answers the other calls.
-
-    The copy shares the parameters that fusing left alone.
-    """
+    """`fused`, which may be called in every way in which `model` may be; a copy of `model` answers the other calls."""
     return fused if arguments.only_one else standing_in(fused, duplicate(model), arguments)
 
 
-def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> fx.GraphModule:
+def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> Specialized:
     """`fused` for calls as `arguments` says, and `otherwise`, which is taken over, for the other ones."""
-    _share(otherwise, fused)
-    return _made(fused, arguments, otherwise)
-
-
-def _made(module: fx.GraphModule, arguments: Way, otherwise: nn.Module) -> Specialized:
-    """The same module with another class."""
-    result = Specialized.__new__(Specialized)
-    vars(result).update(vars(module))
-    type(result).__name__ = type(module).__name__
-    result.recompile()
-    result.arguments, result.otherwise = arguments, otherwise
+    result = of_class(Specialized, fused)
+    vars(result).update(arguments=arguments, others=Others(otherwise, fused))
+    _watch(result)
     return result
 
 
-def _restored(reduced: tuple[Any, ...], arguments: Way, otherwise: nn.Module) -> Specialized:
-    return _made(reduced[0](*reduced[1]), arguments, otherwise)
+def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, changed: bool) -> Specialized:
+    result = of_class(Specialized, reduced[0](*reduced[1]))
+    vars(result).update(arguments=arguments, others=others)
+    _watch(result)
+    if others is not None:
+        others.stale |= changed
+    return result
 
 
-def _share(model: nn.Module, fused: nn.Module) -> None:
-    """Use the parameters of `fused` where they are equal and have the same name."""
-    twins = dict(fused.named_parameters())
-    for path, parameter in list(model.named_parameters()):
+def _watch(module: Specialized, original: Specialized | None = None) -> None:
+    """Notice when weights are loaded; remember how they are now."""
+    vars(module)["_load_state_dict_post_hooks"] = type(module._load_state_dict_post_hooks)({0: _after_loading})
+    if module.others is not None:
+        if original is not None and original.others is not None:
+            module.others.stale |= original.others.versions != _versions(original)
+        module.others.tie(module)
+
+
+def _after_loading(module: Any, keys: Any) -> None:
+    """`_load_from_state_dict` has compared."""
+    if module.others is not None:
+        module.others.tie(module)
+
+
+def _equal(model: nn.Module, fused: nn.Module) -> Iterator[str]:
+    """Paths at which both have the same numbers."""
+    twins = {**dict(fused.named_parameters()), **dict(fused.named_buffers())}
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         twin = twins.get(path)
-        if twin is not None and twin.dtype == parameter.dtype and torch.equal(twin, parameter):
-            owner, _, field = path.rpartition(".")
-            model.get_submodule(owner)._parameters[field] = twin
+        if twin is not None and type(twin) is type(tensor) and twin.dtype == tensor.dtype and torch.equal(twin, tensor):
+            yield path
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    same = isinstance(value, Tensor) and value.shape == other.shape
+    return same and torch.equal(value.to(other.device, other.dtype), other)
+
+
+def _table(module: nn.Module, path: str) -> tuple[dict[str, Any], str]:
+    owner, _, name = path.rpartition(".")
+    module = module.get_submodule(owner)
+    return (module._parameters if name in module._parameters else module._buffers), name
+
+
+def _get(module: nn.Module, path: str) -> Tensor | None:
+    table, name = _table(module, path)
+    return table[name]
+
+
+def _put(module: nn.Module, path: str, tensor: Tensor | None) -> None:
+    table, name = _table(module, path)
+    table[name] = tensor
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    """What changes when somebody writes to a parameter."""
+    return [(id(p), 0 if p.is_inference() else p._version) for p in module.parameters()]

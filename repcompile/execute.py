@@ -53,9 +53,9 @@ def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
 
 
 def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = _plain(map_arg((node.args, dict(node.kwargs)), values.__getitem__))
     if node.op == "output":
-        return _plain(args[0])
+        return args[0]
     if node.op == "get_attr":
         return captured.constants[str(node.target)]
     if node.op == "call_module":

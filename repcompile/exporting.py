@@ -111,7 +111,7 @@ def _exported(module: nn.Module, example: Call, calls: Calls) -> Exported:
         raise Untraceable("its forward changes attributes of the module")
     if asked.memory:
         raise Untraceable(f"its forward asks for {', '.join(sorted(asked.memory))} of a tensor")
-    captured = captured_program(program, module, INSIDE, flat.integers)
+    captured = captured_program(program, module, INSIDE, flat.ranks)
     conditions = _conditions(flat, program, asked, module, inputs)
     answered = filter(conditions.allows, _sizes([conditions], calls.all))
     return Exported(captured, replace(conditions, ones=frozenset(map(ones_in, answered))))
@@ -138,9 +138,10 @@ class _Flat(nn.Module):
         self.training = False
 
     @property
-    def integers(self) -> frozenset[int]:
-        """Numbers of the inputs that are integers."""
-        return frozenset(leaf.number for leaf in self.leaves if leaf.number is not None and leaf.rank is None)
+    def ranks(self) -> list[int | None]:
+        """The number of axes of each input, None of an integer."""
+        known = {leaf.number: leaf.rank for leaf in self.leaves if leaf.number is not None}
+        return [known[number] for number in sorted(known)]
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         def value(leaf: Leaf) -> Any:
@@ -190,7 +191,7 @@ def _flattened(module: nn.Module, example: Call, calls: Calls) -> tuple[_Flat, l
 def _conditions(
     flat: _Flat, program: ExportedProgram, asked: Observed, module: nn.Module, inputs: Sequence[Tensor]
 ) -> Conditions:
-    values = [None if number in flat.integers else value for number, value in enumerate(inputs)]
+    values = [None if rank is None else value for rank, value in zip(flat.ranks, inputs, strict=True)]
     frozen = asked.kinds or freezes_kinds(program)
     return Conditions(
         signature_of(module.forward),

@@ -7,7 +7,7 @@ Given: a traced graph.  Result: a graph of pure operators; nodes whose original 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import NoneType
 from typing import Any
 
@@ -45,6 +45,19 @@ def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: C
             user.replace_input_with(written, node)
         _make_pure(node)
     return graph
+
+
+def exposed(graph: fx.Graph, opaque: Container[str], classes: Classes) -> frozenset[fx.Node]:
+    """The values that modules which stay Python read, perhaps by another name, so that these may write to them."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(_is_opaque(user, opaque) or (user in found and not is_fresh(user, classes)) for user in node.users):
+            found.add(node)
+    return frozenset(found)
+
+
+def _is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
+    return node.op == "call_module" and str(node.target) in opaque
 
 
 def is_fresh(node: fx.Node, classes: Classes) -> bool:

@@ -51,10 +51,10 @@ def _attributes(module: nn.Module, identity: Callable[[Any], int] = id) -> dict[
 
 
 def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> Any:
-    if value is None or isinstance(value, int | float | str | bytes):
-        return value
     if isinstance(value, Value):
         return id(value)
+    if value is None or isinstance(value, int | float | str | bytes):
+        return value
     if isinstance(value, Tensor):
         return id(value), value._version
     if depth and type(value) in (list, tuple, set, frozenset, deque):

@@ -43,6 +43,25 @@ def of_rank(x: Tensor, rank: int) -> Tensor:
     return x
 
 
+class FixedDtype(nn.Module):
+    """A tensor whose dtype the model itself has chosen: `.to` moves it to a device, and leaves its dtype alone."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+        self.value: Tensor
+
+    def forward(self) -> Tensor:
+        return self.value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = self.value
+        super()._apply(fn, recurse)
+        if self.value.dtype != before.dtype:
+            self.value = before.to(self.value.device)
+        return self
+
+
 class ChannelAffine(nn.Module):
     """y = weight x + bias, one number per channel.  weight, bias: (c, 1, ..) as the layout broadcasts them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from repcompile.arguments import Arguments
 from repcompile.capture import Captured, placed, transient
+from repcompile.copies import plain_attributes
 from repcompile.errors import Untraceable
 from repcompile.exported import module_of
 from repcompile.inplace import Unprovable, functionalized
@@ -29,17 +30,19 @@ CLAIMS = (aten._assert_tensor_metadata.default,)  # which conditions compare
 CHECKS = ("_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size", "item")
 
 
-def captured_program(program: ExportedProgram, module: nn.Module, inside: str, integers: frozenset[int]) -> Captured:
+def captured_program(program: ExportedProgram, module: nn.Module, inside: str, ranks: Sequence[int | None]) -> Captured:
     """The graph of a program that takes tensors alone, with the weights of `module`.
 
-    inside: the name of `module` in what was exported.  integers: numbers of the inputs that stand for an integer.
+    inside: the name of `module` in what was exported.  ranks: of its inputs, None of one that stands for an integer.
     Raises Untraceable if something in the program has no place in a graph of ours.
     """
     whole = module_of(program)
     graph, constants = _translated(whole, module, f"{inside}.")
     for number, node in enumerate([node for node in graph.nodes if node.op == "placeholder"]):
-        if number in integers:
+        if ranks[number] is None:
             _make_integer(node)
+        else:
+            node.meta["rank"] = ranks[number]
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     respell(graph)
     try:
@@ -55,6 +58,7 @@ def captured_program(program: ExportedProgram, module: nn.Module, inside: str, i
         transient=transient(module) | kept,
         name=type(module).__name__,
         arguments=Arguments(names, names, {}),
+        attributes=plain_attributes(module),
     )
 
 

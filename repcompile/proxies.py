@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import is_tensor_method_or_property
+
+from repcompile.frames import callee, unpacked
 
 
 class Value:
@@ -61,7 +61,7 @@ class Value:
     def __iter__(self) -> Iterator[Any]:
         """Unpacking (`b, c, h, w = x.shape`) is known by its instruction; any other iteration needs the values."""
         frame = inspect.currentframe()
-        count = _unpacked(frame.f_back if frame else None)
+        count = unpacked(frame.f_back if frame else None)
         if count is None:
             raise self.tracer.refusal("iterates over a value that only the run will know")
         self.node.meta["unpacked"] = count
@@ -113,8 +113,13 @@ class TensorValue(Value):
     """
 
     @property
-    def __class__(self) -> type[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Tensor
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What `isinstance` is told; torch's own functions in C++ would take it for memory of theirs, and crash."""
+        frame = inspect.currentframe()
+        asking = callee(frame.f_back if frame else None)
+        if asking is None:
+            raise self.tracer.refusal("asks in a roundabout way whether a value is a tensor")
+        return Tensor if asking in ("isinstance", "") else type(self)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_is_param" or name.startswith("__") or not hasattr(Tensor, name):
@@ -177,14 +182,6 @@ def tracer_of(arguments: Any) -> Any:
     found: list[Any] = []
     map_aggregate(arguments, lambda leaf: found.append(leaf.tracer) if isinstance(leaf, Value) else None)
     return found[0] if found else None
-
-
-def _unpacked(frame: FrameType | None) -> int | None:
-    """Number of names that the running instruction of `frame` unpacks to, None if it does something else."""
-    if frame is None:
-        return None
-    code, last = frame.f_code.co_code, frame.f_lasti
-    return code[last + 1] if dis.opname[code[last]] == "UNPACK_SEQUENCE" else None
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------

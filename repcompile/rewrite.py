@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold
+from repcompile.graphs import Fused, keep
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
-from repcompile.modules import of_rank
+from repcompile.modules import FixedDtype, of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
@@ -140,7 +141,7 @@ def _floating(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple[
 def _assembled(
     captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
-    graph, constants = _new_graph(captured, facts, {item.region.sink: item for item in done})
+    graph, constants, fixed = _new_graph(captured, facts, {item.region.sink: item for item in done})
     memo: dict[int, Any] = {}
     root = nn.Module()
     new = {item.path: item.module for item in done if item.module is not None}
@@ -149,12 +150,16 @@ def _assembled(
             path = str(node.target)
             _place(root, safe(path), new[path] if path in new else _copied(captured, node, memo))
             node.target = safe(path)
+        elif node.op == "get_attr" and str(node.target) in fixed:
+            _place(root, safe(_holder(node)), FixedDtype(constants[str(node.target)].detach().clone()))
+            node.op, node.target = "call_module", safe(_holder(node))
         elif node.op == "get_attr":
             path, node.target = str(node.target), safe(str(node.target))
             _place(root, safe(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
         root.set_submodule(safe(path), part)
-    module = fx.GraphModule(root, graph, captured.name)
+    module = Fused(root, graph, captured.name)
+    keep(module, captured.attributes)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False
@@ -170,8 +175,8 @@ def _assembled(
 
 def _new_graph(
     captured: Captured, facts: Facts, rewritten: dict[fx.Node, Rewritten]
-) -> tuple[fx.Graph, Mapping[str, Tensor]]:
-    """(graph, what its `get_attr` nodes name): the old graph with one call for each region.
+) -> tuple[fx.Graph, Mapping[str, Tensor], Container[str]]:
+    """(graph, what its `get_attr` nodes name, those of a fixed dtype): the old graph with one call for each region.
 
     What nobody reads any more is left out, and what depends on no input is evaluated.
     """
@@ -195,7 +200,14 @@ def _new_graph(
             values[node] = twins[first]
         else:
             values[node] = twins[first] = _same_node(graph, node, values)
-    return graph, ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
+    constants = ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
+    fixed = {names[node] for node, tensor in settled.items() if facts.constants.keeps_dtype(node)}
+    return graph, constants, fixed | captured.fixed
+
+
+def _holder(node: fx.Node) -> str:
+    """Where the module stands that holds a constant of a fixed dtype; one that was fused before has it in `value`."""
+    return str(node.target).removesuffix(".value")
 
 
 def _asked_elsewhere(graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, Rewritten]) -> dict[fx.Node, fx.Node]:
@@ -263,6 +275,7 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     value = values[fact.source]
     if item.rank is not None:
         value = graph.call_function(of_rank, (value, item.rank))
+        value.meta["is_wrapped"] = True  # unpickling a GraphModule traces it, and `of_rank` asks
     value = _steps(graph, fact.path[: fact.at], value, values)
     if isinstance(item.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add

@@ -12,6 +12,7 @@ from torch import fx, nn
 from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.classes import hooked, move_hooks
 from repcompile.copies import duplicate
 from repcompile.cost import CostModel
 from repcompile.defaults import specialized, standing_in
@@ -120,7 +121,10 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
     arguments = result.captured.arguments
     if not isinstance(result.module, fx.GraphModule) or arguments is None:
         return result.module
-    return specialized(result.module, model, arguments)
+    module = specialized(result.module, model, arguments)
+    if hooked(model):
+        move_hooks(model, module)
+    return module
 
 
 def _traced(model: nn.Module, examples: Inputs | None, calls: Calls, settings: Settings) -> Compilation:
@@ -167,7 +171,7 @@ def _understood(captured: Captured, rules: RuleSet, known: Shapes) -> tuple[Capt
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> Shapes:
     """The shapes on the way of the example inputs; the captured graph must compute what the model does."""
-    if inputs is None:
+    if inputs is None or hooked(model):  # a hook may change what its forward gets
         return {}
     output, shapes = execute(captured, inputs)
     check = compare_outputs(run_copy(model, inputs), output)

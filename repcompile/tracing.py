@@ -20,10 +20,11 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
-from repcompile.classes import HOOKS, hooked, torch_class, weight_hooks
+from repcompile.classes import CONTAINERS, HOOKS, hooked, hooks_of, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
+from repcompile.handover import contents, hand_over, restore
 from repcompile.memo import same_program
 from repcompile.memory import Changed, changes, snapshot
 from repcompile.outputs import require_plain
@@ -33,7 +34,6 @@ from repcompile.reasons import reason_of
 from repcompile.wrappers import own_call, wrapped
 
 KEPT = "constant_"  # names of tensors that no module registers
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 QUESTIONS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
@@ -114,7 +114,7 @@ class _Tracer(fx.Tracer):
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
                 result = self._result(arguments)
                 changed = changes(self.root, before)
-                if changed and not self._is_memo(arguments, result):
+                if changed and (any(map(hooks_of, self.root.modules())) or not self._is_memo(arguments, result)):
                     raise Changed(changed)
             self.create_node("output", "output", (result,), {})
         except Changed:
@@ -128,7 +128,7 @@ class _Tracer(fx.Tracer):
         inputs = [self.create_proxy("placeholder", name, (), {}) for name in arguments.inputs]
         args, kwargs = arguments.call(inputs)
         with Factories(self):
-            result = self.root.forward(*args, **kwargs)
+            result = (self.root if own_call(self.root) else self.root.forward)(*args, **kwargs)
         require_plain(result)
         self._require_unrefused(0)
         return self.create_arg(result)
@@ -215,10 +215,8 @@ class _Tracer(fx.Tracer):
 
     def _prepare(self, module: nn.Module, path: str) -> None:
         """Give the instance a forward that records."""
-        has_hooks, overridden = hooked(module), own_call(module)
-        if (has_hooks or overridden) and path == "":
-            raise Untraceable("it has hooks, or a __call__ of its own")
-        leaf = path != "" and (path in self._opaque or has_hooks or self._is_leaf(module))
+        has_hooks, overridden = hooked(module) and path != "", own_call(module)
+        leaf = has_hooks or (path != "" and (path in self._opaque or self._is_leaf(module)))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
         elif leaf and isinstance(module, torch.jit.ScriptModule):
@@ -255,11 +253,10 @@ class _Tracer(fx.Tracer):
 
     def _leaf_call(self, path: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            stays_python = path in self._opaque or path in self.failures
-            if stays_python and any(isinstance(arg, list | dict) for arg in (*args, *kwargs.values())):
-                raise self.refusal(f"passes a list or dict to {path}, which stays Python and might change it")
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["path"] = path
+            if path in self._opaque or path in self.failures:
+                hand_over((*args, *kwargs.values()), path, self)
             return result
 
         return call
@@ -269,7 +266,7 @@ class _Tracer(fx.Tracer):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
-            refused = self._refused
+            refused, given = self._refused, contents((*args, *kwargs.values()))
             try:
                 result = forward(*args, **kwargs)
                 self._require_unrefused(refused)
@@ -280,6 +277,7 @@ class _Tracer(fx.Tracer):
                 self._erase_after(last)
                 self.failures[path] = reason_of(error)
                 self._refused = refused
+                restore(given)
                 return leaf(*args, **kwargs)
             finally:
                 self._path = outer

@@ -24,6 +24,11 @@ def own_call(module: nn.Module) -> bool:
     return type(module).__call__ is not nn.Module.__call__
 
 
+def entry(module: nn.Module) -> Callable[..., Any]:
+    """What runs when the module is called, hooks aside."""
+    return module.__call__ if own_call(module) else module.forward
+
+
 def wrapped(module: nn.Module) -> Callable[..., Any] | None:
     """The module whose result `module` returns as it is, None if it is no such wrapper."""
     if _compiled(module):

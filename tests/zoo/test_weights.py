@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastvit_zoo import ZooError, create_model
@@ -14,6 +12,8 @@ from fastvit_zoo.names import from_timm
 from fastvit_zoo.weights import load_weights
 from tests.zoo.synthetic import synthetic_state
 
+huggingface_hub = pytest.importorskip("huggingface_hub")
+save_file = pytest.importorskip("safetensors.torch").save_file
 NAME = "fastvit_t8"
 
 

@@ -1,0 +1,50 @@
+"""What a running line of Python is doing, read off its bytecode: what it unpacks, and whom it calls."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Sequence
+from functools import cache
+from types import CodeType, FrameType
+
+NEUTRAL = ("CACHE", "PRECALL", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
+
+
+def unpacked(frame: FrameType | None) -> int | None:
+    """Number of names that the running instruction of `frame` unpacks to, None if it does something else."""
+    if frame is None:
+        return None
+    code, last = frame.f_code.co_code, frame.f_lasti
+    return code[last + 1] if dis.opname[code[last]] == "UNPACK_SEQUENCE" else None
+
+
+def callee(frame: FrameType | None) -> str | None:
+    """The last name of what the running instruction of `frame` calls: "" if it calls nothing, None if nobody knows."""
+    if frame is None:
+        return None
+    instructions, places = _instructions(frame.f_code)
+    place = places.get(frame.f_lasti)
+    if place is None or not instructions[place].opname.startswith(("CALL", "PRECALL")):
+        return "" if place is not None else None
+    return _callable_of(instructions, place)
+
+
+def _callable_of(instructions: Sequence[dis.Instruction], place: int) -> str | None:
+    """Walk back over the arguments of a call, to what put the callable on the stack."""
+    pushed, arguments = 0, instructions[place].arg or 0
+    for instruction in reversed(instructions[:place]):
+        if instruction.opname in NEUTRAL:
+            continue
+        if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:  # as in `f(a if b else c)`
+            return None
+        pushed += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+        if pushed > arguments:
+            return str(instruction.argval)
+    return None
+
+
+@cache
+def _instructions(code: CodeType) -> tuple[Sequence[dis.Instruction], dict[int, int]]:
+    """(instructions, offset -> index)"""
+    instructions = list(dis.get_instructions(code))
+    return instructions, {instruction.offset: index for index, instruction in enumerate(instructions)}

@@ -1,0 +1,79 @@
+"""Interrupted at any moment, the compiler leaves the model and torch as they were."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repcompile import compile_model, fuse
+from tests.sweep.fingerprint import differences, fingerprint
+from tests.test_hostile import Undecided, conv, image, made, norm
+
+MOMENTS = 24
+INPUTS = (image(2, 4, 7, 6),)
+
+
+def network() -> nn.Module:
+    """A part that stays Python among parts that fuse."""
+    return made(lambda: nn.Sequential(conv(), norm(), nn.ReLU(), Undecided(), conv(), norm(), nn.ReLU()))
+
+
+def state_of_torch() -> dict[str, Any]:
+    """What a tracer might patch, and what torch keeps for the whole process."""
+    functions = {
+        name: getattr(torch, name) for name in ("add", "relu", "zeros", "ones_like", "arange", "cat", "conv2d")
+    }
+    methods = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__", "__setattr__")}
+    names = ("is_grad_enabled", "is_inference_mode_enabled", "get_default_dtype", "get_num_threads")
+    modes = {name: getattr(torch, name)() for name in names}
+    noise = {"noise": torch.random.get_rng_state().tolist(), "warnings": list(warnings.filters)}
+    return {**functions, **methods, **modes, **noise, "modes": torch._C._len_torch_dispatch_stack()}
+
+
+@contextmanager
+def interrupted(seconds: float) -> Generator[None]:
+    """Ctrl-C after `seconds` of work."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer of the system's")
+@pytest.mark.parametrize("inputs", [None, INPUTS], ids=["blind", "with inputs"])
+def test_everything_is_as_it_was(inputs: Any) -> None:
+    model = network()
+    fuse(model, inputs)  # what is made once only
+    start = time.perf_counter()
+    fuse(model, inputs)
+    whole = time.perf_counter() - start
+    before, torch_before = fingerprint(model), state_of_torch()
+    stopped = 0
+    for moment in range(1, MOMENTS):
+        try:
+            with interrupted(whole * moment / MOMENTS):
+                fuse(model, inputs)
+        except KeyboardInterrupt:
+            stopped += 1
+        assert differences(before, fingerprint(model)) == []
+        assert state_of_torch() == torch_before
+    assert stopped > MOMENTS // 2
+    result = compile_model(model, INPUTS)
+    assert result.checks is not None
+    assert all(check.passed for check in result.checks)
