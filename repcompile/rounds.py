@@ -319,5 +319,5 @@ def _agrees(module: nn.Module, other: nn.Module, calls: Sequence[Call]) -> bool:
     """Whether both return the same in all calls, up to rounding."""
     try:
         return all(same_results(run_call(module, call), run_call(other, call), module) for call in calls)
-    except Exception:  # the user's forward, in a call that it takes in the model alone
+    except Exception:  # noqa: BLE001 - the user's forward, in a call that it takes in the model alone
         return False
