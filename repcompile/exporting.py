@@ -33,7 +33,7 @@ from repcompile.conditions import (
 from repcompile.copies import duplicate
 from repcompile.errors import Untraceable
 from repcompile.memory import contents
-from repcompile.observed import Observed, undisturbed
+from repcompile.observed import Observed, as_at_any_run, undisturbed
 from repcompile.programs import captured_program, freezes_kinds, guards_of
 from repcompile.questions import asks_how_it_runs
 from repcompile.reasons import reason_of
@@ -81,7 +81,7 @@ def _require_plain(module: nn.Module) -> None:
     if any(part.training for part in parts):
         raise Untraceable("a module in it is in training mode")
     if any(map(asks_how_it_runs, parts)):
-        raise Untraceable("it asks whether it is being compiled, or under which global settings it runs")
+        raise Untraceable("it asks whether autocast is enabled, or for the default dtype")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise Untraceable("autocast is enabled")
 
@@ -151,7 +151,8 @@ class _Flat(nn.Module):
 
         args, kwargs = pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
         before = contents(self.model)
-        results, structure = pytree.tree_flatten(self.model(*args, **kwargs))
+        with as_at_any_run():
+            results, structure = pytree.tree_flatten(self.model(*args, **kwargs))
         self.results.changed |= contents(self.model) != before
         returned = [result for result in results if isinstance(result, OUTPUTS)]
         number = iter(range(len(returned)))

@@ -20,6 +20,7 @@ from repcompile.threads import ONE_AT_A_TIME
 
 SYMBOLIC: Any = _config
 TORCH = os.path.dirname(torch.__file__) + os.sep
+EXPORTING = ("_is_compiling_flag", "_is_exporting_flag")  # global, of torch.compiler
 LAYERS = (os.path.join(TORCH, "nn") + os.sep,)  # torch's own modules ask as users' do
 KINDS = frozenset(
     "device dtype element_size get_device is_complex is_cpu is_cuda is_floating_point is_mps is_signed "
@@ -71,8 +72,21 @@ def undisturbed() -> Generator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_silent())
+        stack.enter_context(torch.enable_grad())  # runs that are compared do without: a forward that asks is caught
         stack.enter_context(SYMBOLIC.patch(backed_size_oblivious=True))
         yield
+
+
+@contextmanager
+def as_at_any_run() -> Generator[None]:
+    """Inside an export: whoever asks whether it is compiled or exported hears what every other run hears."""
+    compiler: Any = torch.compiler
+    before = {name: getattr(compiler, name) for name in EXPORTING if hasattr(compiler, name)}
+    vars(compiler).update(dict.fromkeys(before, False))
+    try:
+        yield
+    finally:
+        vars(compiler).update(before)
 
 
 class _Others:

@@ -1,7 +1,7 @@
 """Forwards that ask what nobody can answer for them, as their bytecode, and that of what they call by name, shows.
 
-`type(x) is Tensor` looks past `__class__`, so that no stand-in for a tensor can answer. What `is_compiling()` says
-in an export, it says nowhere else.
+`type(x) is Tensor` looks past `__class__`, so that no stand-in for a tensor can answer. What `is_autocast_enabled()`
+says now is not what it will say.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ REACH = 4  # instructions between the call of `type` and the comparison: the oth
 
 
 RUNNING = frozenset(
-    "get_autocast_dtype get_autocast_gpu_dtype get_default_dtype is_autocast_cpu_enabled is_autocast_enabled "
-    "is_compiling is_dynamo_compiling is_exporting is_grad_enabled is_inference_mode_enabled "
-    "is_torchdynamo_compiling".split()
+    "get_autocast_dtype get_autocast_gpu_dtype get_default_dtype is_autocast_cpu_enabled is_autocast_enabled".split()
 )
 
 
@@ -31,7 +29,7 @@ def asks_for_type(module: nn.Module) -> bool:
 
 
 def asks_how_it_runs(module: nn.Module) -> bool:
-    """Whether the forward of `module` names a function that tells what happens around it."""
+    """Whether the forward of `module` names a function that tells under which settings it runs."""
     return any(not RUNNING.isdisjoint(_names(code)) for code in _code_of(module))
 
 

@@ -113,6 +113,10 @@ def flattens(m: Any, x: Tensor) -> Tensor:
     return folded(m, x).reshape(n, c, h * w).transpose(1, 2)
 
 
+def asks_whether_it_is_compiled(m: Any, x: Tensor) -> Tensor:
+    return m.act(folded(m, x)) if torch.compiler.is_compiling() or x.shape[0] == 77 else folded(m, x)
+
+
 def returns_much(m: Any, x: Tensor) -> Any:
     assert x.shape[2] != 77
     y = folded(m, x)
@@ -123,7 +127,7 @@ CAPTURED: dict[str, Function] = {
     function.__name__: function
     for function in (
         *(branches_on_the_batch, branches_on_the_image, pads_to_a_multiple, counts_to_a_remainder),
-        *(iterates_over_channels, writes_in_place, makes_tensors, flattens, returns_much),
+        *(iterates_over_channels, writes_in_place, makes_tensors, flattens, returns_much, asks_whether_it_is_compiled),
     )
 }
 
@@ -248,8 +252,12 @@ def asks_for_memory(m: Any, x: Tensor) -> Tensor:
     return folded(m, x) if x.is_contiguous() else m.act(folded(m, x))
 
 
-def asks_how_it_runs(m: Any, x: Tensor) -> Tensor:
-    return m.act(folded(m, x)) if torch.compiler.is_compiling() or x.shape[0] == 77 else folded(m, x)
+def asks_for_autocast(m: Any, x: Tensor) -> Tensor:
+    return m.act(folded(m, x)) if torch.is_autocast_enabled() or x.shape[0] == 77 else folded(m, x)
+
+
+def asks_for_gradients(m: Any, x: Tensor) -> Tensor:
+    return m.act(folded(m, x)) if x.shape[0] == 77 or torch.is_grad_enabled() else folded(m, x)
 
 
 def switches_gradients(m: Any, x: Tensor) -> Tensor:
@@ -262,7 +270,8 @@ LEFT: dict[str, tuple[Function, str]] = {
     "an integer": (computes_with_an_integer, "it takes for granted that input0.shape[0] == 2"),
     "remembers": (remembers, "its forward changes attributes"),
     "memory": (asks_for_memory, "its forward asks for is_contiguous of a tensor"),
-    "how it runs": (asks_how_it_runs, "whether it is being compiled"),
+    "autocast": (asks_for_autocast, "it asks whether autocast is enabled"),
+    "asks for gradients": (asks_for_gradients, "what it makes differs from the module"),
     "gradients": (switches_gradients, "under other gradients"),
 }
 
