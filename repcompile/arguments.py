@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repcompile.errors import ModelError, Untraceable
@@ -56,9 +56,17 @@ class Arguments:
         given = {**self.fixed, **dict(zip(names, args, strict=False)), **kwargs}
         if not all(name in given for name in self.inputs):
             return None
-        same = all(_same(given[name], value) for name, value in self.fixed.items())
+        same = all(same_value(given[name], value) for name, value in self.fixed.items())
         alike = same and all(_holds_tensor(given[name]) for name in self.optional)
         return [given[name] for name in self.inputs] if alike else None
+
+    def fits(self, module: nn.Module) -> bool:
+        """A traced graph is right for all weights."""
+        return True
+
+    def result(self, values: Any) -> Any:
+        """A traced graph returns what the model does."""
+        return values
 
 
 def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any] | None = None) -> Arguments:
@@ -122,6 +130,6 @@ def _holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
-def _same(value: Any, fixed: Any) -> bool:
+def same_value(value: Any, fixed: Any) -> bool:
     """Whether a forward could not tell one from the other."""
     return value is fixed or (type(value) is type(fixed) and isinstance(value, int | float | str) and value == fixed)

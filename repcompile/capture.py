@@ -100,7 +100,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
-            graph = _placed(functionalized(traced.graph, modules, classes))
+            graph = placed(functionalized(traced.graph, modules, classes))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -112,7 +112,7 @@ def capture(
         traced.constants,
         {path: reason for path, reason in _unknown(opaque, modules).items() if path in used},
         classes,
-        _transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
+        transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
         type(model).__name__,
         arguments,
@@ -152,7 +152,7 @@ def _classes(
     return {path: cls for path, cls in found.items() if cls is not None}
 
 
-def _placed(graph: fx.Graph) -> fx.Graph:
+def placed(graph: fx.Graph) -> fx.Graph:
     """The graph, where calls in the root's forward belong to the module whose weights they take."""
     for node in graph.nodes:
         owners = [operand.meta.get("path") for operand in node.all_input_nodes if operand.op == "get_attr"]
@@ -161,7 +161,7 @@ def _placed(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _transient(model: nn.Module) -> frozenset[str]:
+def transient(model: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set
     )

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from repcompile.arguments import Arguments
 from repcompile.copies import duplicate
 from repcompile.errors import ModelError
 from repcompile.graphs import Fused, of_class
+
+
+class Way(Protocol):
+    """One way of calling a model."""
+
+    @property
+    def only_one(self) -> bool:
+        """Whether there is no other way of calling it."""
+        ...
+
+    def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+        """The inputs of the graph in a call, None if it is a call of another kind."""
+        ...
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the weights are still such that the graph is right."""
+        ...
+
+    def result(self, values: Any) -> Any:
+        """What the model returns where the graph returns `values`."""
+        ...
 
 
 class Others:
@@ -33,25 +53,41 @@ class Others:
         for path in self.shared:
             _put(self.model, path, _get(fused, path))
         self.versions = _versions(fused)
+        for part in self._specialized():
+            part.tie_others()
 
     def follow(self, function: Callable[[Tensor], Tensor], fused: nn.Module) -> None:
         """Do to the own tensors what was done to those of `fused`."""
+        inner = [(part.others, part.others.stale) for part in self._specialized() if part.others is not None]
         for path in self.shared:
             _put(self.model, path, None)
         self.model._apply(function)
         self.tie(fused)
+        for others, stale in inner:  # they saw their shared tensors go
+            others.stale = stale
+
+    def _specialized(self) -> list[Specialized]:
+        """The fused models inside: their tensors may be shared ones."""
+        return [part for part in self.model.modules() if isinstance(part, Specialized)]
 
 
 class Specialized(Fused):
     """Runs its graph when it is called as `arguments` says, and `otherwise` when it is called in another way."""
 
     if TYPE_CHECKING:  # torch.jit.script reads what is annotated here
-        arguments: Arguments
+        arguments: Way
         others: Others | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values = self.arguments.values(args, kwargs)
-        return self.otherwise(*args, **kwargs) if values is None else super().__call__(*values)
+        if values is None or not self.arguments.fits(self):
+            return self.otherwise(*args, **kwargs)
+        return self.arguments.result(super().__call__(*values))
+
+    def tie_others(self) -> None:
+        """Take the weights as they are for those that were fused."""
+        if self.others is not None:
+            self.others.tie(self)
 
     @property
     def otherwise(self) -> nn.Module:
@@ -98,17 +134,20 @@ class Specialized(Fused):
         return _restored, (super().__reduce__(), self.arguments, self.others, changed)
 
 
-def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Arguments) -> fx.GraphModule:
+def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way) -> fx.GraphModule:
     """`fused`, which may be called in every way in which `model` may be; a copy of `model` answers the other calls."""
-    if arguments.only_one:
-        return fused
+    return fused if arguments.only_one else standing_in(fused, duplicate(model), arguments)
+
+
+def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> Specialized:
+    """`fused` for calls as `arguments` says, and `otherwise`, which is taken over, for the other ones."""
     result = of_class(Specialized, fused)
-    vars(result).update(arguments=arguments, others=Others(duplicate(model), fused))
+    vars(result).update(arguments=arguments, others=Others(otherwise, fused))
     _watch(result)
     return result
 
 
-def _restored(reduced: tuple[Any, ...], arguments: Arguments, others: Others | None, changed: bool) -> Specialized:
+def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, changed: bool) -> Specialized:
     result = of_class(Specialized, reduced[0](*reduced[1]))
     vars(result).update(arguments=arguments, others=others)
     _watch(result)

@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 from repcompile.capture import Captured
 from repcompile.copies import copied, duplicate
 from repcompile.errors import ModelError
+from repcompile.noise import SameNoise
 
 
 def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Node, tuple[int, ...]]]:
@@ -33,8 +34,7 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
     captured, inputs = replace(captured, modules=modules, constants=constants), copied(given)
     values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
     shapes: dict[fx.Node, tuple[int, ...]] = {}
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+    with SameNoise(), torch.no_grad():
         for node in captured.graph.nodes:
             if node.op != "placeholder":
                 values[node] = _run(captured, node, values)
@@ -48,8 +48,7 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
     """What a copy of `model` returns for copies of `inputs`; noise is the same at every call."""
     model = duplicate(model)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+    with SameNoise(), torch.no_grad():
         return model(*copied(inputs))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +36,13 @@ def changes(model: nn.Module, before: Snapshot) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if _attributes(module) != before.get(path))
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    own = {name: _worth(value) for name, value in vars(module).items() if name not in TABLES}
+def contents(model: nn.Module) -> Snapshot:
+    """A snapshot for whom equal containers are the same."""
+    return {path: _attributes(module, lambda container: 0) for path, module in model.named_modules()}
+
+
+def _attributes(module: nn.Module, identity: Callable[[Any], int] = id) -> dict[str, Any]:
+    own = {name: _worth(value, identity) for name, value in vars(module).items() if name not in TABLES}
     for table in TABLES:
         entries = vars(module).get(table)
         if isinstance(entries, dict):
@@ -45,7 +50,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return own
 
 
-def _worth(value: Any, depth: int = DEPTH) -> Any:
+def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> Any:
     if isinstance(value, Value):
         return id(value)
     if value is None or isinstance(value, int | float | str | bytes):
@@ -53,11 +58,11 @@ def _worth(value: Any, depth: int = DEPTH) -> Any:
     if isinstance(value, Tensor):
         return id(value), value._version
     if depth and type(value) in (list, tuple, set, frozenset, deque):
-        return id(value), [_worth(item, depth - 1) for item in value]
+        return identity(value), [_worth(item, identity, depth - 1) for item in value]
     if depth and isinstance(value, dict):
-        return id(value), {str(name): _worth(item, depth - 1) for name, item in dict.items(value)}
+        return identity(value), {str(name): _worth(item, identity, depth - 1) for name, item in dict.items(value)}
     state = getattr(value, "__dict__", None)
     plain = not isinstance(value, nn.Module | type | ModuleType) and not callable(value)
     if depth and plain and isinstance(state, dict):
-        return id(value), {name: _worth(item, depth - 1) for name, item in state.items()}
+        return id(value), {name: _worth(item, identity, depth - 1) for name, item in state.items()}
     return id(value)

@@ -1,6 +1,7 @@
-"""Forwards that ask for the exact type of a value: the one question that no stand-in for a tensor can answer.
+"""Forwards that ask what nobody can answer for them, as their bytecode, and that of what they call by name, shows.
 
-`type(x) is Tensor` looks past `__class__`. The bytecode of a forward, and of what it calls by name, shows it.
+`type(x) is Tensor` looks past `__class__`, so that no stand-in for a tensor can answer. What `is_autocast_enabled()`
+says now is not what it will say.
 """
 
 from __future__ import annotations
@@ -17,8 +18,23 @@ COMPARISONS = ("IS_OP", "COMPARE_OP", "CONTAINS_OP")
 REACH = 4  # instructions between the call of `type` and the comparison: the other operand is loaded in between
 
 
+RUNNING = frozenset(
+    "get_autocast_dtype get_autocast_gpu_dtype get_default_dtype is_autocast_cpu_enabled is_autocast_enabled".split()
+)
+
+
 def asks_for_type(module: nn.Module) -> bool:
     """Whether the forward of `module` compares the type of something, as far as its functions can be found by name."""
+    return any(map(_compares_type, _code_of(module)))
+
+
+def asks_how_it_runs(module: nn.Module) -> bool:
+    """Whether the forward of `module` names a function that tells under which settings it runs."""
+    return any(not RUNNING.isdisjoint(_names(code)) for code in _code_of(module))
+
+
+def _code_of(module: nn.Module) -> Iterator[CodeType]:
+    """The code of the forward and of the functions that it can be seen to call, torch's own left out."""
     found: set[CodeType] = set()
     stack = [_plain(module.forward)]
     while stack:
@@ -26,10 +42,8 @@ def asks_for_type(module: nn.Module) -> bool:
         if function is None or function.__code__ in found or _torch(function):
             continue
         found.add(function.__code__)
-        if _compares_type(function.__code__):
-            return True
+        yield function.__code__
         stack.extend(_called(function, module))
-    return False
 
 
 def _plain(value: Any) -> FunctionType | None:

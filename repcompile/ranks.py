@@ -113,6 +113,8 @@ class _Classes:
 def _classes(captured: Captured, facts: Facts) -> _Classes:
     classes = _Classes()
     for node in captured.graph.nodes:
+        if "rank" in node.meta and len(facts.shapes.get(node) or ()) == node.meta["rank"]:
+            classes.sure(node)  # whoever calls the graph has compared it
         asserted = _asserted(node)
         if asserted is not None:
             classes.sure(asserted)

@@ -9,14 +9,16 @@ from types import CodeType
 
 import torch
 
+KNOWN = {"GuardOnDataDependentSymNode": "it needs the truth or the number of a value that only the run will know"}
 OURS = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
 
 
 def reason_of(error: Exception) -> str:
     """One sentence, with the place in the user's source where it is known."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
+    known = KNOWN.get(type(error).__name__)
     place = _place(error)
-    return f"{type(error).__name__}: {text}" + (f", at {place}" if place else "")
+    return (known or f"{type(error).__name__}: {text}") + (f", at {place}" if place else "")
 
 
 def _place(error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import fx
+from torch import fx, nn
 
 from repcompile.affine import Affine
 from repcompile.branches import branches_of, name_of
@@ -47,35 +47,42 @@ class Left:
     """Operators that stay apart.
 
     path: of the last one.  reason: why.  factor: multiply-accumulates as one operator over those as they stand, where
-    that is the reason.
+    that is the reason.  norms: batch norms inside of which nothing else is said.
     """
 
     path: str
     reason: str
     factor: float | None = None
+    norms: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + ("" if self.factor is None else f" {_times(self.factor)}")
+        factor = "" if self.factor is None else f" {_times(self.factor)}"
+        return f"{self.path}: {self.reason}{factor}{_inside(self.norms)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `fuse` did, or would do.  `print(report)` shows it."""
+    """What `fuse` did, or would do.  `print(report)` shows it.
+
+    notes: what else there is to know of a part, such as how it was captured.
+    """
 
     model: str
     fused: tuple[Fused, ...]
     left: tuple[Left, ...]
     checks: tuple[Check, Check] | None = None
     rewritten: tuple[Replacement, ...] = ()
+    notes: tuple[Left, ...] = ()
 
     def under(self, path: str) -> Report:
         """The same report, with every path below `path`."""
-        return replace(
-            self,
-            fused=tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused),
-            left=tuple(replace(item, path=f"{path}.{item.path}".rstrip(".")) for item in self.left),
-            rewritten=tuple(replace(item, path=f"{path}.{item.path}") for item in self.rewritten),
+        fused = tuple(replace(item, path=f"{path}.{item.path}") for item in self.fused)
+        rewritten = tuple(replace(item, path=f"{path}.{item.path}") for item in self.rewritten)
+        left, notes = (
+            tuple(replace(item, path=f"{path}.{item.path}".rstrip(".")) for item in items)
+            for items in (self.left, self.notes)
         )
+        return replace(self, fused=fused, left=left, rewritten=rewritten, notes=notes)
 
     @property
     def idioms(self) -> Mapping[str, int]:
@@ -99,7 +106,9 @@ class Report:
         if self.rewritten:
             yield self._rewritten_table()
         if self.left:
-            yield self._left_table()
+            yield _reasons("left, because", self.left)
+        if self.notes:
+            yield _reasons("note", self.notes)
         if self.checks is not None:
             exact, native = self.checks
             yield Text(f"largest difference, relative: {exact.relative:.1e} in float64, {native.relative:.1e} as it is")
@@ -120,14 +129,19 @@ class Report:
             table.add_row(rule, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
         return table
 
-    def _left_table(self) -> Table:
-        table = _table("left, because", "places", "for example")
-        for reason, count in Counter(item.reason for item in self.left).most_common():
-            items = [item for item in self.left if item.reason == reason]
-            factors = [item.factor for item in items if item.factor is not None]
-            text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
-            table.add_row(text, str(count), items[0].path)
-        return table
+
+def _reasons(heading: str, lines: Sequence[Left]) -> Table:
+    table = _table(heading, "places", "for example")
+    for reason, count in Counter(item.reason for item in lines).most_common():
+        items = [item for item in lines if item.reason == reason]
+        factors = [item.factor for item in items if item.factor is not None]
+        text = f"{reason} {_times(min(factors), max(factors))}" if factors else reason
+        table.add_row(text + _inside(sum(item.norms for item in items)), str(count), items[0].path)
+    return table
+
+
+def _inside(norms: int) -> str:
+    return f"; {norms} batch norm{'s' * (norms > 1)} inside" if norms else ""
 
 
 def joined(report: Report, more: Report) -> Report:
@@ -137,6 +151,7 @@ def joined(report: Report, more: Report) -> Report:
         fused=(*report.fused, *more.fused),
         left=(*report.left, *more.left),
         rewritten=(*report.rewritten, *more.rewritten),
+        notes=(*report.notes, *more.notes),
     )
 
 
@@ -149,14 +164,15 @@ def report_on(
     rewrites: Rewrites,
     idioms: Sequence[Idiom],
     checks: tuple[Check, Check] | None,
+    inner: Iterable[str] = (),
 ) -> Report:
-    """The report of a compilation."""
+    """The report of a compilation.  inner: paths of the modules that have reports of their own."""
     gone = {node for item in rewritten for node in item.region.dying}
     done = {node for item in rewritten for node in item.region.nodes}
     failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
     fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (
-        *(Left(path, f"stays Python: {reason}") for path, reason in captured.opaque.items() if reason != SKIPPED),
+        *_opaque(captured, tuple(inner)),
         *(Left(path, SKIPPED) for path in _skipped(captured)),
         *(Left(_path(item.region.sink), f"rolled back: {item.reason}") for item in failed),
         *(Left(item.path, item.reason) for item in rewrites.declined),
@@ -173,6 +189,17 @@ def _skipped(captured: Captured) -> Iterable[str]:
     return dict.fromkeys(
         path for path in (*captured.opaque, *captured.modules, *read) if path in captured.selection.whole
     )
+
+
+def _opaque(captured: Captured, inner: tuple[str, ...]) -> Iterable[Left]:
+    """What stays Python, and how many batch norms with it."""
+    for path, reason in captured.opaque.items():
+        if reason == SKIPPED:
+            continue
+        parts = captured.modules[path].named_modules(prefix=path) if path in captured.modules else ()
+        names = [f"{name}." for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = sum(not name.startswith(tuple(f"{place}." for place in inner)) for name in names)
+        yield Left(path, f"stays Python: {reason}", norms=norms)
 
 
 def _working(region: Region, facts: Facts) -> Iterable[fx.Node]:

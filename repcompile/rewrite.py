@@ -281,6 +281,7 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     value = values[fact.source]
     if item.rank is not None:
         value = graph.call_function(of_rank, (value, item.rank))
+        value.meta["is_wrapped"] = True  # unpickling a GraphModule traces it, and `of_rank` asks
     value = _steps(graph, fact.path[: fact.at], value, values)
     if isinstance(item.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add

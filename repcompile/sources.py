@@ -10,6 +10,8 @@ from functools import cache
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from repcompile.threads import ONE_AT_A_TIME
+
 Tree = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -56,8 +58,9 @@ def source_of(function: Any) -> Source | None:
 def _tree(code: CodeType) -> Tree | None:
     """The function alone: a decorated one is found behind its decorators."""
     try:
-        text = inspect.getsource(code)
-        tree = ast.parse(f"if True:\n{text}" if text[:1].isspace() else text)  # as it is indented
+        with ONE_AT_A_TIME:  # CPython 3.11 counts the depth of a tree for all threads together
+            text = inspect.getsource(code)
+            tree = ast.parse(f"if True:\n{text}" if text[:1].isspace() else text)  # as it is indented
     except (OSError, TypeError, SyntaxError):
         return None
     (found, *_) = tree.body if not isinstance(tree.body[0], ast.If) else tree.body[0].body
