@@ -69,8 +69,9 @@ def _taking_generator(func: OpOverload) -> OpOverload | None:
         return func
     for name in func.overloadpacket.overloads():
         other: OpOverload = getattr(func.overloadpacket, name)
-        if [argument.name for argument in other._schema.arguments if argument.name != "generator"] == arguments:
-            return other if other is not func else None
+        names = [argument.name for argument in other._schema.arguments]
+        if "generator" in names and [name for name in names if name != "generator"] == arguments:
+            return other
     return None
 
 

@@ -138,7 +138,8 @@ class Activated(Parts):
 
     def __init__(self, knows: bool) -> None:
         super().__init__()
-        self.act, self.doubled = F.silu, lambda x: x * 2
+        self.act: Any = F.silu
+        self.doubled: Any = lambda x: x * 2
         if knows:
             self.doubled = lambda x: x * self.block.body[1].weight.sum()
 
