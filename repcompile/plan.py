@@ -1,16 +1,20 @@
-"""The choice: regions that do not overlap, for the greatest saving.
+"""The choice: regions that stay out of each other's way, for the greatest saving.
 
 Given: candidate regions and a cost model.  Result: a `Plan`.
 
-Regions overlap if they share a node. Going through the graph in order, the state is the set of later nodes that chosen
-regions already cover; for each state only the best way to reach it is kept. In a chain there are as many states as a
-region is long, so that this is exact and linear in the graph. Where branches interleave more than `STATES` ways, the
-best `STATES` are kept: the plan is then at least as good as the best single choice at every step, not always optimal.
+A region computes its sink anew and lets its dying nodes go: those it owns, and its price counts their kernels, so that
+no node has two owners, and none dies that another region starts from. What a region only passes through, since others
+read it too, is still computed, and belongs to whoever fuses it for those others.
+
+Going through the graph in order, the state is what the chosen regions own and start from among the later nodes; for
+each state only the best way to reach it is kept. In a chain there are as many states as a region is long, so that this
+is exact and linear in the graph. Where branches interleave more than `STATES` ways, the best `STATES` are kept: the
+plan is then at least as good as the best single choice at every step, not always optimal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from math import floor, log2
 
@@ -37,8 +41,30 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Claim:
+    """What regions own and start from, as bits: bit i is the i-th node from where the search stands.
+
+    dying, sinks: owned.  sources: read, so that they must not die.
+    """
+
+    dying: int = 0
+    sinks: int = 0
+    sources: int = 0
+
+    def allows(self, other: _Claim) -> bool:
+        owned = (self.dying | self.sinks) & (other.dying | other.sinks)
+        return not (owned | self.dying & other.sources | self.sources & other.dying)
+
+    def with_(self, other: _Claim) -> _Claim:
+        return _Claim(self.dying | other.dying, self.sinks | other.sinks, self.sources | other.sources)
+
+    def shifted(self) -> _Claim:
+        return _Claim(self.dying >> 1, self.sinks >> 1, self.sources >> 1)
+
+
+@dataclass(frozen=True, slots=True)
 class _Way:
-    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier start."""
+    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier sinks."""
 
     saving: int = 0
     launches: int = 0
@@ -64,40 +90,61 @@ def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
 
 def _best(regions: Sequence[Region], savings: dict[Region, int]) -> list[Region]:
     order = _order(regions)
-    starting: dict[int, list[tuple[int, Region]]] = {}
+    mortal = {node for region in regions for node in region.dying}
+    starting: dict[int, list[tuple[_Claim, Region]]] = {}
     for region in regions:
-        places = sorted(order[node] for node in region.nodes)
-        mask = sum(1 << (place - places[0]) for place in places)
-        starting.setdefault(places[0], []).append((mask, region))
-    states: dict[int, _Way] = {0: _Way()}
-    for place, position in enumerate(_positions(order)):
-        states = _advanced(states, starting.get(place, ()), savings, position)
-    return _chosen(max(states.values(), key=_Way.rank))
+        start, claim = _claimed(region, order, mortal)
+        starting.setdefault(start, []).append((claim, region))
+    states: dict[_Claim, _Way] = {_Claim(): _Way()}
+    for place in range(len(order)):
+        for claim, region in starting.get(place, ()):
+            states = _best_states(_with_region(states, claim, region, savings[region], order[region.sink]))
+        states = _shifted(states)
+    return sorted(_chosen(max(states.values(), key=_Way.rank)), key=lambda region: order[region.sink])
 
 
-def _advanced(
-    states: dict[int, _Way], starting: Sequence[tuple[int, Region]], savings: dict[Region, int], position: int
-) -> dict[int, _Way]:
-    """The states one node further; bit i of a state is the i-th node from here.  position: of this one in the graph."""
-    reached: dict[int, _Way] = {}
+def _claimed(region: Region, order: dict[fx.Node, int], mortal: Container[fx.Node]) -> tuple[int, _Claim]:
+    """(the first place that the region claims, its claim from there on)"""
+    dying, sink = [order[node] for node in region.dying], order[region.sink]
+    sources = [order[region.source]] if region.source in mortal else []
+    start = min(*dying, sink, *sources) if dying or sources else sink
+    return start, _Claim(_bits(dying, start), _bits([sink], start), _bits(sources, start))
 
-    def offer(mask: int, way: _Way) -> None:
-        if mask not in reached or way.rank() > reached[mask].rank():
-            reached[mask] = way
 
-    for covered, way in states.items():
-        offer(covered >> 1, way)
-        for mask, region in starting:
-            if covered & mask == 0:
-                offer((covered | mask) >> 1, _extended(way, region, savings[region], position))
-    if len(reached) > STATES:
-        reached = dict(sorted(reached.items(), key=lambda item: item[1].rank(), reverse=True)[:STATES])
+def _bits(places: Sequence[int], start: int) -> int:
+    return sum(1 << (place - start) for place in places)
+
+
+def _with_region(
+    states: dict[_Claim, _Way], claim: _Claim, region: Region, saving: int, place: int
+) -> dict[_Claim, _Way]:
+    """The states, and those that they become with this region."""
+    launches = total(region.before).launches - total(region.after).launches
+    reached = dict(states)
+    for state, way in states.items():
+        if state.allows(claim):
+            longer = _Way(way.saving + saving, way.launches + launches, way.early - place, region, way)
+            _keep_better(reached, state.with_(claim), longer)
     return reached
 
 
-def _extended(way: _Way, region: Region, saving: int, position: int) -> _Way:
-    launches = total(region.before).launches - total(region.after).launches
-    return _Way(way.saving + saving, way.launches + launches, way.early - position, region, way)
+def _best_states(states: dict[_Claim, _Way]) -> dict[_Claim, _Way]:
+    if len(states) <= STATES:
+        return states
+    return dict(sorted(states.items(), key=lambda item: item[1].rank(), reverse=True)[:STATES])
+
+
+def _shifted(states: dict[_Claim, _Way]) -> dict[_Claim, _Way]:
+    """The states one node further."""
+    reached: dict[_Claim, _Way] = {}
+    for state, way in states.items():
+        _keep_better(reached, state.shifted(), way)
+    return reached
+
+
+def _keep_better(states: dict[_Claim, _Way], state: _Claim, way: _Way) -> None:
+    if state not in states or way.rank() > states[state].rank():
+        states[state] = way
 
 
 def _chosen(way: _Way | None) -> list[Region]:
@@ -109,15 +156,9 @@ def _chosen(way: _Way | None) -> list[Region]:
     return regions[::-1]
 
 
-def _positions(order: dict[fx.Node, int]) -> list[int]:
-    """Where in the graph the nodes of `order` stand."""
-    graph = next(iter(order)).graph if order else ()
-    return [position for position, node in enumerate(graph.nodes) if node in order] if graph else []
-
-
 def _order(regions: Sequence[Region]) -> dict[fx.Node, int]:
-    """The nodes that any region covers, numbered in graph order."""
-    nodes = {node for region in regions for node in region.nodes}
+    """The nodes that any region owns, numbered in graph order."""
+    nodes = {node for region in regions for node in (*region.dying, region.sink)}
     if not nodes:
         return {}
     graph = next(iter(nodes)).graph

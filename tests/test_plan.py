@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 from hypothesis import event, given
@@ -31,23 +31,33 @@ def chain(length: int) -> list[fx.Node]:
     return nodes
 
 
-def region(nodes: Sequence[fx.Node], places: Sequence[int], saving: float, launches: int = 1) -> Region:
-    """A region of the nodes at `places`, counted from 1, that saves so much."""
-    *interior, sink = (nodes[place] for place in sorted(places))
-    fact = Fact(nodes[0], Uniform())
+def region(
+    nodes: Sequence[fx.Node],
+    places: Sequence[int],
+    saving: float,
+    launches: int = 1,
+    source: int = 0,
+    shared: Collection[int] = (),
+) -> Region:
+    """A region of the nodes at `places`, counted from 1, that saves so much; others read what is `shared`."""
+    *interior, sink = sorted(places)
+    dying = tuple(nodes[place] for place in interior if place not in shared)
     before, after = (Cost(100 + saving, 0, launches + 1),), (Cost(100, 0, 1),)
-    return Region(fact, sink, tuple(interior), tuple(interior), before, after)
+    fact = Fact(nodes[source], Uniform())
+    return Region(fact, nodes[sink], tuple(nodes[place] for place in interior), dying, before, after)
 
 
 def overlap(a: Region, b: Region) -> bool:
-    return not set(a.nodes).isdisjoint(b.nodes)
+    """Whether both own a node, or one starts from what the other lets go."""
+    shared = {*a.dying, a.sink} & {*b.dying, b.sink}
+    return bool(shared) or a.source in b.dying or b.source in a.dying
 
 
 def rank(chosen: Sequence[Region], nodes: Sequence[fx.Node]) -> tuple[float, int, int]:
     """Saving, then launches saved, then how early."""
     saving = sum(price(total(r.before)) - price(total(r.after)) for r in chosen)
     launches = sum(total(r.before).launches - total(r.after).launches for r in chosen)
-    return saving, launches, -sum(nodes.index(r.nodes[0]) for r in chosen)
+    return saving, launches, -sum(nodes.index(r.sink) for r in chosen)
 
 
 def every_choice(regions: Sequence[Region]) -> list[tuple[Region, ...]]:
@@ -59,9 +69,13 @@ def every_choice(regions: Sequence[Region]) -> list[tuple[Region, ...]]:
 def region_sets(draw: st.DrawFn) -> tuple[list[fx.Node], list[Region]]:
     """Few nodes, few different savings: overlaps and ties in plenty."""
     nodes = chain(draw(st.integers(2, 9)))
-    places = st.sets(st.integers(1, len(nodes) - 1), min_size=1, max_size=4)
-    drawn = draw(st.lists(st.tuples(places, st.integers(-1, 4), st.integers(0, 2)), max_size=8))
-    return nodes, [region(nodes, sorted(p), saving, launches) for p, saving, launches in drawn]
+    regions: list[Region] = []
+    for _ in range(draw(st.integers(0, 8))):
+        places = draw(st.sets(st.integers(1, len(nodes) - 1), min_size=1, max_size=4))
+        shared = draw(st.sets(st.sampled_from(sorted(places)), max_size=2))
+        source, saving, launches = (draw(st.integers(*ends)) for ends in ((0, min(places) - 1), (-1, 4), (0, 2)))
+        regions.append(region(nodes, sorted(places), saving, launches, source, shared))
+    return nodes, regions
 
 
 @given(drawn=region_sets())
@@ -123,6 +137,26 @@ def test_regions_that_interleave() -> None:
     left, right = region(nodes, [1, 3, 5], 2), region(nodes, [2, 4, 6], 2)
     across = region(nodes, [1, 2, 3, 4, 5, 6], 3)
     assert choose([left, right, across], price).chosen == (left, right)
+
+
+def test_what_a_region_only_passes_through_is_fused_for_its_other_readers() -> None:
+    nodes = chain(4)
+    through = region(nodes, [1, 2, 3, 4], 3, shared=[1, 2])
+    shared = region(nodes, [1, 2], 2)
+    assert choose([shared, through], price).chosen == (shared, through)
+
+
+def test_what_a_region_starts_from_does_not_die() -> None:
+    nodes = chain(4)
+    over = region(nodes, [1, 2, 3], 2)
+    inside = region(nodes, [2, 3, 4], 3, source=1, shared=[2, 3])
+    assert choose([over, inside], price).chosen == (inside,)
+
+
+def test_many_branches_from_what_might_die() -> None:
+    nodes = chain(62)
+    branches = [region(nodes, [place, place + 1], 1, source=1) for place in range(3, 63, 2)]
+    assert choose([region(nodes, [1, 2], 1), *branches], price).chosen == tuple(branches)
 
 
 def stretches(length: int, most: int) -> tuple[list[fx.Node], list[Region]]:

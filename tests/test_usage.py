@@ -136,12 +136,16 @@ class Decorated(Parts):
 class Activated(Parts):
     """With functions for attributes: of torch, of the user's, and one that knows the module."""
 
+    act: Any
+    doubled: Any
+
     def __init__(self, knows: bool) -> None:
         super().__init__()
-        self.act: Any = F.silu
-        self.doubled: Any = lambda x: x * 2
+        self.act = F.silu
+        self.doubled = lambda x: x * 2
         if knows:
-            self.doubled = lambda x: x * self.block.body[1].weight.sum()
+            norm: Any = self.block.body[1]
+            self.doubled = lambda x: x * norm.weight.sum()
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         return [checkpoint.checkpoint(self.single, self.doubled(self.act(x)), use_reentrant=False) for x in xs]

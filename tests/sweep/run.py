@@ -1,59 +1,62 @@
-"""Runs workers, for models that have no result yet: `python -m tests.sweep.run timm-resnet18 torchvision ...`."""
+"""Runs models that have no result yet: `python -m tests.sweep.run --workers 2 timm-resnet18 torchvision ...`.
 
+Each has a process of its own, forked from one that has the libraries imported: that takes longer than most models do.
+"""
+
+import argparse
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.sweep import worker
 from tests.sweep.catalogue import Entry, catalogue
 from tests.sweep.result import FOLDER, Result, path_of, read, write
 
 LIMIT = 90.0  # seconds for one model
-ROOT = Path(__file__).parents[2]
+SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "1"}
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "tests.sweep.examine",
+        *(worker.module_of(name) for name in ("timm", "torchvision", "transformers", "ultralytics")),
+    ]
+)
 
 
 def run(entry: Entry, folder: Path = FOLDER, limit: float = LIMIT) -> Result:
     """The result of one model, also where its process fails or takes too long; it is written to `folder`."""
     path = path_of(str(entry), folder)
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.sweep.worker", str(entry), str(path.absolute())]
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    os.environ.update(SETTINGS)
+    process = PROCESSES.Process(target=worker.main, args=(str(entry), str(path.absolute())))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
         write(Result(str(entry), (f"takes more than {limit:.0f} s",)), path)
-    else:
-        if done.returncode != 0 or not path.exists():
-            write(
-                Result(str(entry), (f"the process failed: {_last_line(done.stderr)}",), trace=_end(done.stderr)), path
-            )
+    elif not path.exists():
+        write(Result(str(entry), (f"the process ended with {process.exitcode}, without a word",)), path)
     return read(path)
 
 
-def main(words: Sequence[str]) -> None:
-    for entry in catalogue():
-        wanted = not words or any(word in (str(entry), entry.name, entry.library) for word in words)
-        if wanted and not path_of(str(entry)).exists():
-            result = run(entry)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="models or libraries; without: all")
+    parser.add_argument("--workers", type=int, default=1, help="models at a time; leave a core for each")
+    asked = parser.parse_args(arguments)
+    entries = [
+        entry
+        for entry in catalogue()
+        if not asked.words or any(word in (str(entry), entry.name, entry.library) for word in asked.words)
+    ]
+    missing = [entry for entry in entries if not path_of(str(entry)).exists()]
+    with ThreadPoolExecutor(asked.workers) as pool:
+        for entry, result in zip(missing, pool.map(run, missing), strict=True):
             print(entry, result.skipped or "; ".join(result.problems) or "equal", flush=True)
 
 
-def _last_line(text: str) -> str:
-    return _end(text, 1) or "without a word"
-
-
-def _end(text: str, lines: int = 12) -> str:
-    return "\n".join(text.strip().splitlines()[-lines:])
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

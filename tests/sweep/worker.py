@@ -1,7 +1,7 @@
-"""One model in a process of its own: `python -m tests.sweep.worker timm-resnet18 build/sweep/timm-resnet18.json`."""
+"""One model, in the process that `run` makes for it."""
 
 import importlib
-import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,24 @@ import torch
 
 from tests.sweep.catalogue import entry_of
 from tests.sweep.examine import examine
-from tests.sweep.result import write
+from tests.sweep.result import Result, write
+
+LINES = 12  # of a traceback that are kept
+
+
+def module_of(library: str) -> str:
+    """Where the sweep's models of a library are built; importing it imports the library."""
+    return f"tests.sweep.libraries.{library}_models"
 
 
 def main(text: str, output: str) -> None:
+    """Examine a model and write its result, an exception among them."""
     torch.set_num_threads(1)
     entry = entry_of(text)
-    models: Any = importlib.import_module(f"tests.sweep.libraries.{entry.library}_models")
-    write(examine(str(entry), lambda: models.build(entry.name)), Path(output))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        models: Any = importlib.import_module(module_of(entry.library))
+        result = examine(str(entry), lambda: models.build(entry.name))
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is a result
+        end = traceback.format_exc().strip().splitlines()[-LINES:]
+        result = Result(str(entry), (f"{type(error).__name__}: {error}",), trace="\n".join(end))
+    write(result, Path(output))
