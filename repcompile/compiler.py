@@ -15,6 +15,7 @@ from repcompile.report import Report
 from repcompile.rounds import Compilation, Inputs, Settings, compiled
 from repcompile.rules import DEFAULT, RuleSet, load_rules
 from repcompile.selection import Choice, selected
+from repcompile.threads import modes_kept
 from repcompile.verify import Check, verify
 from repcompile.wrappers import unwrapped
 
@@ -39,9 +40,11 @@ def compile_model(
     if isinstance(model, ExportedProgram):
         model, example_inputs = module_of(model), example_inputs or examples_of(model)
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    selection = selected(model, only, skip)
-    result = compiled(model, example_inputs, Settings(_known(rules), cost or Roofline(), selection))
-    return result if example_inputs is None else replace(result, checks=_checked(model, result.module, example_inputs))
+    settings = Settings(_known(rules), cost or Roofline(), selected(model, only, skip))
+    with modes_kept():
+        result = compiled(model, example_inputs, settings)
+        checks = None if example_inputs is None else _checked(model, result.module, example_inputs)
+    return replace(result, checks=checks)
 
 
 def _known(rules: Rules) -> RuleSet:

@@ -7,7 +7,7 @@ afterwards, is seen by every thread that draws meanwhile; so a run gets generato
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_SHARED = Lock()  # held while the shared generator is borrowed
+
+class _Shared(local):
+    """The generator of the whole process.  lent: whether this thread has borrowed it."""
+
+    lock = Lock()  # one for all threads
+    lent = False
+
+
+_SHARED = _Shared()
 
 
 class SameNoise(TorchDispatchMode):
@@ -76,15 +84,22 @@ def _taking_generator(func: OpOverload) -> OpOverload | None:
 
 
 def _borrowing(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], generator: Generator) -> Any:
-    """Run an operator that draws from the shared generator, whose state is exchanged meanwhile."""
+    """Run an operator that draws from the shared generator, whose state is exchanged meanwhile.
+
+    A mode around this one sees the operator afterwards, and is not asked for its generator.
+    """
+    if _SHARED.lent:
+        return func(*args, **kwargs)
     device = generator.device
     place: Any = torch if device.type == "cpu" else getattr(torch, device.type)
     which = () if device.type == "cpu" else (device,)
-    with _SHARED:
+    with _SHARED.lock:
         before = place.get_rng_state(*which)
-        place.set_rng_state(generator.get_state(), *which)
         try:
+            _SHARED.lent = True
+            place.set_rng_state(generator.get_state(), *which)
             return func(*args, **kwargs)
         finally:
             generator.set_state(place.get_rng_state(*which))
             place.set_rng_state(before, *which)
+            _SHARED.lent = False

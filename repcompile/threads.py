@@ -1,5 +1,25 @@
-"""What only one thread may do at a time, because torch or Python keep its state for the whole process."""
+"""What torch or Python keep for the whole process or a thread, and a compilation must not disturb."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from threading import RLock
 
-ONE_AT_A_TIME = RLock()
+import torch
+from torch.utils._python_dispatch import _pop_mode
+
+ONE_AT_A_TIME = RLock()  # held for what only one thread may do at a time
+
+
+@contextmanager
+def modes_kept() -> Generator[None]:
+    """Gradient and dispatch modes of this thread are afterwards what they were.
+
+    Leaving them is what every `with` does, unless Ctrl-C hits it between entering a mode and taking note of that.
+    """
+    gradients, depth = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_dispatch_stack() > depth:
+            _pop_mode()
+        torch.set_grad_enabled(gradients)

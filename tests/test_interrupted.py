@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile import compile_model, fuse
 from tests.sweep.fingerprint import differences, fingerprint
@@ -77,3 +78,27 @@ def test_everything_is_as_it_was(inputs: Any) -> None:
     result = compile_model(model, INPUTS)
     assert result.checks is not None
     assert all(check.passed for check in result.checks)
+
+
+class Between(nn.Module):
+    """Ctrl-C comes between entering a mode and taking note of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        LoggingMode().__enter__()
+        torch.set_grad_enabled(not torch.is_grad_enabled())
+        raise KeyboardInterrupt
+
+
+class LoggingMode(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_modes_are_left_where_nobody_took_note_of_them(gradients: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Between()).eval()
+    with torch.set_grad_enabled(gradients):
+        before = state_of_torch()
+        with pytest.raises(KeyboardInterrupt):
+            fuse(model, INPUTS)
+        assert state_of_torch() == before

@@ -46,6 +46,16 @@ def test_every_draw_is_the_same_again_and_the_next_one_is_not(name: str, grad: b
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_run_within_a_run(name: str) -> None:
+    state, draw = torch.get_rng_state(), DRAWS[name]
+    with SameNoise():
+        expected = draw()
+    with SameNoise(1), SameNoise():
+        assert torch.equal(draw(), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_another_seed_is_other_noise() -> None:
     with SameNoise(1):
         first = torch.rand(4)
