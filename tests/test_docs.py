@@ -9,7 +9,11 @@ from importlib import invalidate_caches
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import repcompile
 from repcompile.cli import main
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -33,24 +37,78 @@ def install(site: Path, name: str, entry_points: str) -> None:
     (info / "entry_points.txt").write_text(entry_points)
 
 
-def test_rules(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (DOCS / "rules.md").read_text()
-    toml = next(block["text"] for block in BLOCK.finditer(page) if block["kind"] == "toml")
-    declared = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", toml).replace('"', "")
-    install(site, "antialiasing", declared)
-    namespace: dict[str, object] = {"__name__": "docs_rules"}
-    for block in BLOCK.finditer(page):
-        line = page[: block.start()].count("\n") + 1
+def run(page: Path, site: Path, **given: object) -> dict[str, object]:
+    """Write the files that the page names and run its other blocks of Python, which take `given` for granted."""
+    text = page.read_text()
+    namespace: dict[str, object] = {"__name__": f"docs_{page.stem}", **given}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
         if block["file"]:
             file = site / block["file"]
             file.parent.mkdir(exist_ok=True)
             file.write_text(block["text"])
             invalidate_caches()
         elif block["kind"] == "python":
-            exec(compile("\n" * line + block["text"], str(DOCS / "rules.md"), "exec"), namespace)
+            exec(compile("\n" * line + block["text"], str(page), "exec"), namespace)
+    return namespace
+
+
+def test_rules(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "rules.md"
+    toml = next(block["text"] for block in BLOCK.finditer(page.read_text()) if block["kind"] == "toml")
+    declared = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", toml).replace('"', "")
+    install(site, "antialiasing", declared)
+    run(page, site)
     capsys.readouterr()
     assert main(["explain", "antialiasing.rules:Double", "--rules", "antialiasing"]) == 0
     assert main(["explain", "antialiasing.rules:Double", "--rules", "antialias"]) == 1
     assert "no installed package offers rules called 'antialias'; offered: antialiasing" in re.sub(
         r"\s+", " ", capsys.readouterr().err
     )
+
+
+def test_the_tutorial(site: Path) -> None:
+    run(DOCS / "tutorial.md", site)
+
+
+class Blur(nn.Module):
+    """What the README's rule is about."""
+
+    kernel: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(channels, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel.unsqueeze(1), stride=2, padding=1, groups=len(self.kernel))
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.blur, self.head = nn.BatchNorm2d(4), Blur(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blur(self.norm(x))
+        return self.head(x * F.relu6(x + 3) / 6)
+
+
+def test_the_readme(site: Path) -> None:
+    model, x = Network().eval(), torch.randn(2, 4, 8, 9)
+    names = {name: getattr(repcompile, name) for name in ("Affine", "DEFAULT", "affine_rule", "rewrite_rule")}
+    given: dict[str, object] = {**names, "F": F, "Blur": Blur, "model": model, "x": x}
+    fused = run(DOCS.parent / "README.md", site, **given)["fused"]
+    assert isinstance(fused, nn.Module)
+    torch.testing.assert_close(fused(x), model(x))
+    assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == 2
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,6 +1,7 @@
 """One model, in the process that `run` makes for it."""
 
 import importlib
+import resource
 import traceback
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ def module_of(library: str) -> str:
     return f"tests.sweep.libraries.{library}_models"
 
 
-def main(text: str, output: str) -> None:
-    """Examine a model and write its result, an exception among them."""
+def main(text: str, output: str, limit: int) -> None:
+    """Examine a model and write its result, an exception among them; SIGXCPU after `limit` seconds of computing."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     torch.set_num_threads(1)
     entry = entry_of(text)
     try:
