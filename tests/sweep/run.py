@@ -35,10 +35,11 @@ def run(entry: Entry, folder: Path = FOLDER, limit: int = LIMIT) -> Result:
     process = PROCESSES.Process(target=worker.main, args=(str(entry), str(path.absolute()), limit))
     process.start()
     process.join(PATIENCE * limit)
-    if process.is_alive():
+    late = process.is_alive()
+    if late:
         process.kill()
         process.join()
-    if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if late or process.exitcode == -signal.SIGXCPU:
         write(Result(str(entry), (f"takes more than {limit} s",)), path)
     elif not path.exists():
         write(Result(str(entry), (f"the process ended with {process.exitcode}, without a word",)), path)

@@ -22,9 +22,9 @@ come with `pip install ".[sweep]"`.
 {sentence}
 
 Every model is built with a fixed seed, gets batch-norm statistics near what it sees, random gains, shifts and layer
-scales, and runs in a process of its own with a limit of 90 s of computing on one thread. `fuse(model)` of the float32 model is
-compared in float64 (largest relative error that passes: 1e-6, or four times what one rounding of its weights does
-to the model itself), `fuse(model, inputs)` of a float64 model too (1e-10), both at two sizes if the model takes
+scales, and runs in a process of its own with a limit of 90 s of computing on one thread. `fuse(model)` of the float32
+model is compared in float64 (largest relative error that passes: 1e-6, or four times what one rounding of its weights
+does to the model itself), `fuse(model, inputs)` of a float64 model too (1e-10), both at two sizes if the model takes
 two. The user's model must be untouched bit by bit, and neither the operators that run nor their estimated cost may
 grow. A batch norm may be left only where the report says why.
 
