@@ -184,3 +184,15 @@ def test_where_branches_interleave_a_lot_the_states_stay_bounded() -> None:
     pairs = [region(nodes, [place, place + 30], 1) for place in range(1, 31)]
     plan = choose(pairs, price)
     assert set(plan.chosen) == set(pairs)
+
+
+def test_what_does_not_compete_is_searched_on_its_own() -> None:
+    """Chains side by side interleave in more ways than there are states, and greed is wrong in each."""
+    chains = 12
+    nodes = chain(6 * chains)
+    regions = [
+        region(nodes, [chains * (step - 1) + number + 1 for step in steps], saving)
+        for number in range(chains)
+        for steps, saving in (((2, 3, 4, 5), 5), ((1, 2, 3), 4), ((4, 5, 6), 4))
+    ]
+    assert choose(regions, price).saving == 8 * chains
