@@ -66,7 +66,7 @@ class _Claim:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier sinks."""
+    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier start."""
 
     saving: int = 0
     launches: int = 0
@@ -126,7 +126,7 @@ def _best_of(
     states: dict[_Claim, _Way] = {_Claim(): _Way()}
     for index in range(len(order)):
         for claim, region in starting.get(index, ()):
-            states = _best_states(_with_region(states, claim, region, savings[region], place[region.sink]))
+            states = _best_states(_with_region(states, claim, region, savings[region], place[region.nodes[0]]))
         states = _shifted(states)
     return _chosen(max(states.values(), key=_Way.rank))
 
