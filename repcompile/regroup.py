@@ -71,11 +71,11 @@ class _Editor:
     # -- pointwise maps that several read ------------------------------------------------------------------------------
 
     def _is_absorbed(self, node: fx.Node) -> bool:
-        """Whether all readers of a number for each channel can take it in, at no cost."""
+        """Whether all readers of a number for each channel can take it in at no cost, and what it reads cannot."""
         values = [operand for operand in node.all_input_nodes if self._is_value(operand)]
         if len(values) != 1 or node not in self._facts.rules or self._near(node, values[0]) is None:
             return False
-        return self._is_taken_in(node, node, values[0])
+        return not self._absorbs(values[0]) and self._is_taken_in(node, node, values[0])
 
     def _is_taken_in(self, reader: fx.Node, node: fx.Node, source: fx.Node, depth: int = 4) -> bool:
         """Whether a map with weights follows on every way from `reader`, as heavy with `node` in it as without."""

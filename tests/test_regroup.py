@@ -31,6 +31,8 @@ READ: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {
     "through another norm": (lambda m, x: split(m, m.norm2(m.norm(torch.relu(x)))), 5),
     "somebody else too": (lambda m, x: (y := m.norm(torch.relu(x)), *split(m, y)), 6),
     "one that pads": (lambda m, x: (y := m.norm(torch.relu(x)), m.q(y).tanh(), m.wide(y).tanh())[1:], 6),
+    "behind a convolution": (lambda m, x: split(m, m.norm(m.wide(x))), 5),
+    "partly, behind a convolution": (lambda m, x: (torch.relu((y := m.norm(m.wide(x)))[:, :2]), y[:, 2:].tanh()), 3),
     "itself": (lambda m, x: torch.relu(m.q(y := m.norm(torch.relu(x))) + m.norm(y)), 3),
 }
 
