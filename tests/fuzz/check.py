@@ -16,6 +16,7 @@ from torch.fx.proxy import TraceError
 import repcompile
 from repcompile import Compilation, RepcompileError, compile_model
 from tests.fuzz.build import build, inputs_of
+from tests.fuzz.generate import REFUSALS
 from tests.fuzz.program import Program
 from tests.fuzz.rounding import Expected, expected_of
 from tests.sweep.fingerprint import differences, fingerprint
@@ -33,13 +34,13 @@ CENTS = 1.000001  # rounding of a sum of prices
 class Outcome:
     """failure: what is wrong, "kind: details"; "" if nothing is.  fused: regions.  rollbacks: their reasons.
 
-    refused: the error with which it was refused, if the error was one of repcompile's.
+    skipped: what the model itself says if it does not run.
     """
 
     failure: str = ""
     fused: int = 0
     rollbacks: tuple[str, ...] = ()
-    refused: str = ""
+    skipped: str = ""
 
 
 class Failure(Exception):
@@ -55,7 +56,11 @@ def check(program: Program, shares: Set[str] | None = None) -> Outcome:
     turn = SHARES[program.seed % len(SHARES)] if program.seed % SELDOM else EXPORTED
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Checking(program).run({turn} if shares is None else shares)
+        try:
+            checking = _Checking(program)
+        except REFUSALS as error:
+            return Outcome(skipped=f"{type(error).__name__}: {error}")
+        return checking.run({turn} if shares is None else shares)
 
 
 class _Checking:
@@ -97,19 +102,19 @@ class _Checking:
             self._exported()
 
     def _informed(self, before: dict[str, Any], again: bool) -> None:
-        informed = self._compiled("informed", self.model, self.calls[0])
+        informed = self._compiled("informed", self.model, self._inputs)
         touched = differences(before, fingerprint(self.model))
         if touched:
             raise Failure(f"touched: {', '.join(touched[:3])}")
         self._same("informed", informed.module)
         self._no_dearer("informed", informed.module)
         if again:
-            self._finished("informed", informed.module, self.calls[0])
+            self._finished("informed", informed.module, self._inputs)
 
     def _compiled(self, how: str, model: nn.Module, inputs: Any) -> Compilation:
         """The compilation; any exception is a failure, because the model runs."""
         try:
-            result = compile_model(model, inputs and tuple(map(torch.clone, inputs)))
+            result = compile_model(model, inputs)
         except RepcompileError as error:
             raise Failure(f"refused {how}: {type(error).__name__}: {error}") from error
         except Exception as error:  # whatever it is, nobody may see it
@@ -135,7 +140,7 @@ class _Checking:
     def _no_dearer(self, how: str, module: nn.Module) -> None:
         if self.program.optional:
             return
-        before, after = self.before, counts_of(module, self.calls[0])
+        before, after = self.before, counts_of(module, self._inputs)
         if after.operators > before.operators:
             raise Failure(f"more operators {how}: {before.operators} became {after.operators}")
         if after.price > before.price * CENTS:
@@ -144,7 +149,12 @@ class _Checking:
     @cached_property
     def before(self) -> Counts:
         """Of the model as it is."""
-        return counts_of(copy.deepcopy(self.model), self.calls[0])
+        return counts_of(copy.deepcopy(self.model), self._inputs)
+
+    @property
+    def _inputs(self) -> tuple[Tensor, ...]:
+        """Of the first call, for whoever may write to them."""
+        return tuple(map(torch.clone, self.calls[0]))
 
     def _finished(self, how: str, module: nn.Module, inputs: Any) -> None:
         second = self._compiled(f"again {how}", module, inputs)
@@ -174,16 +184,16 @@ class _Checking:
 
     def _exported(self) -> None:
         try:
-            program = torch.export.export(copy.deepcopy(self.model), tuple(map(torch.clone, self.calls[0])))
+            program = torch.export.export(copy.deepcopy(self.model), self._inputs)
             with torch.no_grad():
-                got = program.module()(*map(torch.clone, self.calls[0]))
+                got = program.module()(*self._inputs)
             if self.expected.difference(0, got, None):
                 return
         except Exception:  # noqa: BLE001 - torch.export's own, of many classes
             return
         try:
             with torch.no_grad():
-                got = repcompile.fuse(program).module()(*map(torch.clone, self.calls[0]))
+                got = repcompile.fuse(program).module()(*self._inputs)
         except Exception as error:
             raise Failure(f"raised exported: {type(error).__name__}: {error}") from error
         difference = self.expected.difference(0, got, None)

@@ -24,6 +24,7 @@ LARGEST = {"float64": 1e30, "float32": 1e8, "bfloat16": 1e6, "float16": 1e3}
 MOST = 20_000  # numbers in a value
 DTYPES = ("float64",) * 14 + ("float32",) * 3 + ("bfloat16", "float16")
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError, KeyError)
+WRITING = ("in_place", "sum", "module", "activation_layer", "again")
 NOTHING = Step("identity", (0,), {"form": "{x} + 0"})
 
 
@@ -153,14 +154,16 @@ class Running:
         return value
 
     def _run(self, lines: Any, step: Step, call: int, namespace: dict[str, Any]) -> Any:
-        reads = (self._read(value, call) for value in step.reads)
+        reads = [self._read(value, call) for value in step.reads]
+        if step.op in WRITING:  # a copy, laid out in the same way
+            reads = [value.clone() if isinstance(value, Tensor) else value for value in reads]
         local = {**namespace, **{f"a{i}": value for i, value in enumerate(reads)}}
         exec(lines, local)
         return local["out"]
 
     def _read(self, index: int, call: int) -> Any:
         value = self.values[index]
-        return value.tensors[call].clone() if value.tensors else self._tuples[index][call]
+        return value.tensors[call] if value.tensors else self._tuples[index][call]
 
     def _value(self, results: list[Any]) -> Value | None:
         """The value, unless there is nothing in it, too much, or what is no number."""

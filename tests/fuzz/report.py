@@ -39,6 +39,7 @@ class Tally:
     """
 
     programs: int = 0
+    skipped: int = 0
     steps: int = 0
     fused: int = 0
     regions: int = 0
@@ -49,6 +50,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         self.programs += other.programs
+        self.skipped += other.skipped
         self.steps += other.steps
         self.fused += other.fused
         self.regions += other.regions
@@ -73,8 +75,11 @@ def tally_of(seeds: Sequence[int], end: float = float("inf")) -> Tally:
 def _add(tally: Tally, program: Program, seed: int) -> None:
     try:
         outcome = check(program)
-    except Exception as error:  # noqa: BLE001 - the model itself, or the fuzzer
+    except Exception as error:  # noqa: BLE001 - a mistake of the fuzzer's
         tally.failures.append((seed, f"fuzzer: {type(error).__name__}: {error}"))
+        return
+    if outcome.skipped:
+        tally.skipped += 1
         return
     tally.programs += 1
     tally.steps += len(program.steps)

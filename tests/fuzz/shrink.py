@@ -43,7 +43,7 @@ def _failing(program: Program, kind: str, end: float) -> Iterator[tuple[Program,
 def _failure(program: Program, shares: Set[str]) -> str:
     try:
         return check(program, shares).failure
-    except Exception:  # noqa: BLE001 - the program itself does not run: no simplification
+    except Exception:  # noqa: BLE001 - it cannot even be written down: no simplification
         return ""
 
 
