@@ -52,7 +52,9 @@ def program_of(module: nn.Module, like: ExportedProgram) -> ExportedProgram:
         program = torch.export.export(module, tuple(args), dict(kwargs), dynamic_shapes=_dynamic_shapes(like))
     except Exception as error:  # torch.export's own, of many classes
         raise ModelError(f"torch.export refuses the fused program: {str(error).strip().splitlines()[0]}") from error
-    _signature(program).out_spec = like.call_spec.out_spec  # dicts and lists, where torch.fx has immutable ones
+    structure = like.call_spec.out_spec  # dicts and lists, where torch.fx has immutable ones
+    assert structure is not None
+    _signature(program).out_spec = structure
     return program
 
 
