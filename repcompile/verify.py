@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile.affine import Uniform
 from repcompile.capture import Captured
 from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
-from repcompile.execute import run_copy
+from repcompile.execute import run, run_copy
 from repcompile.facts import Facts
 from repcompile.interpret import Interpreter, TapByTap
 from repcompile.paths import Step
@@ -141,24 +142,21 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
 
     In float64 both run with float64 copies of their weights; what remains is the rounding of the folded weights. A
     model that runs in its own dtype only, because its forward makes tensors of that dtype, is compared in that alone.
-    Neither model is changed.  Raises VerificationError if the outputs differ in structure.
+    The coarsest dtype that occurs on the way sets the tolerance.  Neither model is changed.
+    Raises VerificationError if the outputs differ in structure.
     """
-    tolerance = _tolerance(model)
-    native = compare_outputs(run_copy(model, example_inputs), run_copy(fused, example_inputs), tolerance)
-    if _is_float64(model, example_inputs):
+    with _Coarsest() as coarsest:
+        expected = run_copy(model, example_inputs)
+    tolerance = max(_tolerance(model), coarsest.eps**0.5)
+    native = compare_outputs(expected, run_copy(fused, example_inputs), tolerance)
+    if all(dtype == torch.float64 for dtype in _dtypes(model, fused, example_inputs)):
         return native, native
     inputs = _in_float64(example_inputs)
     try:
-        expected = run_copy(duplicate(model).double(), inputs)
+        expected = run(duplicate(model).double(), inputs)
     except RuntimeError:  # the user's forward
         return native, native
-    return compare_outputs(expected, run_copy(duplicate(fused).double(), inputs), tolerance), native
-
-
-def _is_float64(model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Whether running in float64 is what the model does anyway."""
-    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
-    return {x.dtype for x in tensors if isinstance(x, Tensor) and x.is_floating_point()} == {torch.float64}
+    return compare_outputs(expected, run(duplicate(fused).double(), inputs), tolerance), native
 
 
 def compare_outputs(expected: Any, got: Any, tolerance: float = 1e-6) -> Check:
@@ -201,6 +199,30 @@ def _tolerance(model: nn.Module) -> float:
     """Half the digits of the coarsest dtype among the weights."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=EPS) ** 0.5
+
+
+def _dtypes(model: nn.Module, fused: nn.Module, inputs: Sequence[Any]) -> set[torch.dtype]:
+    """The floating-point types of weights and inputs."""
+    modules = (tensor for module in (model, fused) for tensor in (*module.parameters(), *module.buffers()))
+    given = (value for value in pytree.tree_leaves(list(inputs)) if isinstance(value, Tensor))
+    return {tensor.dtype for tensor in (*modules, *given) if tensor.is_floating_point()}
+
+
+class _Coarsest(TorchDispatchMode):
+    """The largest eps among the floating-point types that operators return: a model may cast on the way."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = EPS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = result if isinstance(result, tuple | list) else (result,)
+        floating = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+        self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in floating)])
+        return result
 
 
 def _in_float64(inputs: Sequence[Any]) -> list[Any]:

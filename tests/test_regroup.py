@@ -43,3 +43,21 @@ def test_a_norm_goes_where_every_reader_takes_it_in_and_stays_once_otherwise(nam
     more = {"q": conv(size=1), "k": conv(size=1), "wide": conv(), "tail": nn.Linear(4, 4), "norm2": norm()}
     model = made(lambda: Net(forward, norm=norm(), gamma=nn.Parameter(torch.rand(4, 1, 1) + 0.5), **more))
     check(model, *images(), operators=operators)
+
+
+def test_a_norm_behind_a_sum_goes_into_what_becomes_one_convolution() -> None:
+    """`v` by itself is no more than a gain; together with `q` it takes the norm in."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.v(m.q(torch.relu(x))) - m.k(torch.tanh(x)))
+
+    parts = {"q": conv(), "v": conv(size=1, groups=4), "k": conv(), "norm": norm()}
+    check(made(lambda: Net(forward, **parts)), *images(), operators=5)
+
+
+def test_a_norm_stays_behind_a_sum_with_one_channel_that_is_broadcast() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(torch.tanh(x) + m.one(torch.sin(x)))
+
+    model = made(lambda: Net(forward, one=nn.Conv2d(4, 1, 3, padding=1), norm=norm()))
+    check(model, *images(), operators=5)

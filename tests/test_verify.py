@@ -334,3 +334,26 @@ def test_a_rule_that_lies_is_not_shipped() -> None:
     fused = fuse(randomize(model).eval(), rules=DEFAULT + RuleSet((lying,)).trusting(), cost=Macs())
     assert any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     torch.testing.assert_close(fused(image), model(image))
+
+
+def test_the_coarsest_dtype_on_the_way_sets_the_tolerance() -> None:
+    """The weights are float64, the arithmetic in between is not: a fold rounds other numbers to float32."""
+
+    class Casts(nn.Module):
+        def __init__(self, gains: int) -> None:
+            super().__init__()
+            self.gains = nn.Parameter(torch.linspace(0.1, 3.0, 4 * gains, dtype=torch.float64).reshape(gains, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.float()
+            for gain in self.gains:
+                x = x * gain.float()
+            return x.double()
+
+    model, fused = Casts(7), Casts(1)
+    fused.gains = nn.Parameter(model.gains.detach().prod(0, keepdim=True))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact, native = verify(model, fused, (x,))
+    assert exact.error > 0
+    assert exact.passed
+    assert native.passed
