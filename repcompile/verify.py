@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from repcompile.affine import Uniform
+from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.copies import duplicate
+from repcompile.emit import ROUNDINGS
 from repcompile.errors import VerificationError
 from repcompile.execute import run_copy
 from repcompile.facts import Facts
-from repcompile.interpret import Interpreter, TapByTap
+from repcompile.fold import applied, magnitudes
+from repcompile.interpret import Interpreter, TapByTap, with_tensors
+from repcompile.modules import ValuePad
 from repcompile.paths import Step
 from repcompile.probes import probe_sizes
 from repcompile.regions import Region
-from repcompile.values import Reader, Values
+from repcompile.rounding import explained, growth, vanishing
+from repcompile.values import Reader, in_float64
 
 EPS = torch.finfo(torch.float64).eps
+ROUNDED = 2  # roundings of stored weights in one product: of the weight, and of the value that is padded with
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """The comparison of two results.
 
-    error: largest absolute difference.  scale: largest absolute value.  bound: what rounding explains.
-    place: index of the largest difference.
+    error: largest absolute difference, or the one that is largest beside its bound, where the bound varies.
+    scale: largest absolute value.  bound: what rounding explains there.  place: index of that difference.
+    border: whether the window of that output sticks out of the image; None where there is none, or nobody knows.
     """
 
     error: float
     scale: float
     bound: float
     place: tuple[int, ...] = ()
+    border: bool | None = None
 
     @property
     def passed(self) -> bool:
@@ -50,28 +59,50 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a region's nodes and its map make of one image.  bound: the difference that rounding explains."""
+    """What a region's nodes and its map make of one image.
 
+    bound: the difference that rounding explains, for each entry.  magnitude: the sum of the absolute values of the
+    products that were added up.  run: what another module in the place of the map makes of the image.
+    """
+
+    region: Region
     image: Tensor
     expected: Tensor
     got: Tensor
-    bound: float
+    bound: Tensor
+    magnitude: Tensor
+    run: Callable[[nn.Module], Tensor]
+
+    @property
+    def check(self) -> Check:
+        """Of what the map makes with numbers in float64."""
+        return self._compared(self.got, self.bound)
+
+    def rounded(self, module: nn.Module) -> Check:
+        """Of a module with the same numbers in another dtype, computing in float64.
+
+        Rounding them may cost what one rounding of all weights costs the model itself, in the channel that has most.
+        """
+        dtype = next((p.dtype for p in module.parameters()), torch.float64)
+        once = growth(dtype, 0, ROUNDED) * largest_of(self.magnitude) + vanishing(dtype)
+        with torch.no_grad(), TapByTap():
+            return self._compared(self.run(with_tensors(module, in_float64)), self.bound + once)
+
+    def _compared(self, got: Tensor, bound: Tensor) -> Check:
+        check = compare(got, self.expected, bound)
+        return replace(check, border=_at_border(self, check.place) if check.place else None)
 
 
-def verify_region(
-    region: Region, values: Values, module: nn.Module, captured: Captured, facts: Facts, read: Reader
-) -> Check:
-    """Compare `module` with the nodes of `region` on a small random image, both in float64.
+def verify_region(region: Region, module: nn.Module, captured: Captured, facts: Facts, read: Reader) -> Outcome:
+    """`module` and the nodes of `region` on a small random image, both in float64.
 
-    values: the numbers of the map that `module` computes.  read: turns the user's weights into float64.
+    read: turns the user's weights into float64.
     """
-    outcome = outcome_of(region, values, module, captured, facts, read)
-    return compare(outcome.got, outcome.expected, outcome.bound)
+    return outcome_of(region, module, captured, facts, read)
 
 
 def outcome_of(
     region: Region,
-    values: Values | None,
     module: Callable[[Tensor], Tensor],
     captured: Captured,
     facts: Facts,
@@ -80,17 +111,19 @@ def outcome_of(
 ) -> Outcome:
     """What `module`, and what the nodes of `region` make of a small random image.
 
-    values: None where the map is the same number for all channels.  larger: positions more along each axis.
-    The bound is eps times the largest value that occurs on the way, times the number of operations in a row: inner
-    products of n terms err by at most n eps sum |w||x| (Higham 2002, sec. 3.1), and every node adds one rounding.
+    larger: positions more along each axis.
     """
     interpreter, image = _prepared(region, captured, facts, read, larger)
+
+    def run(module: Callable[[Tensor], Tensor]) -> Tensor:
+        return _run_module(region, interpreter, module, image)
+
     with torch.no_grad(), TapByTap():
-        expected, largest = _run_region(region, interpreter, image)
-        got = _run_module(region, interpreter, module, image)
-        gain, shift, terms = _reach(values, region)
-        bound = EPS * (terms + 16 * (len(region.nodes) + 1)) * (largest * (1.0 + gain) + shift)
-        return Outcome(image, expected, got, bound)
+        expected, got = _run_region(region, interpreter, image), run(module)
+        bound, magnitude = _bound(region, interpreter, module, image, read)
+        if bound.shape != expected.shape:  # the map is wrong about the size: nothing explains that
+            bound, magnitude = torch.zeros_like(expected), torch.zeros_like(expected)
+        return Outcome(region, image, expected, got, bound, magnitude, run)
 
 
 def dtype_of(region: Region, captured: Captured, facts: Facts, larger: int, dtype: torch.dtype) -> torch.dtype:
@@ -101,7 +134,7 @@ def dtype_of(region: Region, captured: Captured, facts: Facts, larger: int, dtyp
 
     interpreter, image = _prepared(region, captured, facts, read, larger)
     with torch.no_grad():
-        return _run_region(region, interpreter, image.to(dtype))[0].dtype
+        return _run_region(region, interpreter, image.to(dtype)).dtype
 
 
 def _prepared(
@@ -112,28 +145,79 @@ def _prepared(
     return Interpreter(captured, facts.sizes, assigned, read), image
 
 
-def _reach(values: Values | None, region: Region) -> tuple[float, float, int]:
-    """(how much larger values get at most, the largest constant, terms of one inner product)"""
-    if values is None:
-        x = region.fact.map
-        return (abs(x.gain), abs(x.shift), 1) if isinstance(x, Uniform) else (1.0, 0.0, 1)
-    gain = torch.linalg.vector_norm(values.kernel.flatten(1), 1, dim=1).max().item()
-    return gain, sum(largest_of(v) for v in (values.bias, values.border) if v is not None), values.kernel[0].numel()
+def _bound(
+    region: Region, interpreter: Interpreter, module: Callable[[Tensor], Tensor], image: Tensor, read: Reader
+) -> tuple[Tensor, Tensor]:
+    """(the difference that rounding explains, the sum of the absolute values of all products), for each entry.
+
+    Three evaluations err by as much each: operator by operator, the fold, and the folded map (docs/math.md, 10).
+    """
+    x, fact = region.fact.map, region.fact
+    before, less = _magnified(fact.path[: fact.at], interpreter, image.abs())
+    if isinstance(x, Affine):
+        direct = applied(x, magnitudes(x, read), before)
+    else:
+        direct = x.magnitudes[0] * before + x.magnitudes[1]
+    direct, more = _magnified(fact.path[fact.at :], interpreter, direct)
+    folded, more = direct, less + more
+    if isinstance(module, nn.Module) and any(isinstance(part, ValuePad) for part in module.modules()):
+        emitted = with_tensors(module, torch.abs)(before)
+        folded = _magnified(fact.path[fact.at :], interpreter, emitted.amax().expand_as(emitted).contiguous())[0]
+        more += 2 * ROUNDINGS  # how well the value solves its equations
+    err = partial(explained, x if isinstance(x, Affine) else None, dtype=torch.float64, operators=len(region.nodes))
+    return 2 * err(direct, more=more) + err(folded, more=more), direct
 
 
-def compare(got: Tensor, expected: Tensor, bound: float) -> Check:
-    """The largest difference, and where it is; a shape or a NaN that differs fails."""
+def _magnified(path: Sequence[Step], interpreter: Interpreter, value: Tensor) -> tuple[Tensor, int]:
+    """(what becomes of magnitudes, how many sums a product goes through) along a path.
+
+    A mean of positions is at most the largest of them, or twice that: cubic interpolation has negative weights.
+    """
+    terms = 0
+    for step in path:
+        made = [axis for axis, place in enumerate(step.layout.carry) if place is None] if step.layout.name else []
+        if made:
+            terms += prod(value.shape[axis] for axis in made) + 1
+            value = 2 * value.amax(made, keepdim=True).expand_as(value).contiguous()
+        value = _along((step,), interpreter, value)
+    return value, terms
+
+
+def _at_border(outcome: Outcome, place: tuple[int, ...]) -> bool | None:
+    """Whether a tap of the output at `place` is outside of the image; None where nothing is, or nobody knows."""
+    fact, x = outcome.region.fact, outcome.region.fact.map
+    if not isinstance(x, Affine) or not x.pads or fact.path:
+        return None
+    n_axes = len(x.axes)
+    sizes, positions = outcome.image.shape[-n_axes:], place[len(place) - n_axes :]
+    return any(
+        axis.stride * position < axis.lo or axis.stride * position + axis.span - axis.lo > axis.up * (size - 1)
+        for axis, position, size in zip(x.axes, positions, sizes, strict=True)
+    )
+
+
+def compare(got: Tensor, expected: Tensor, bound: float | Tensor) -> Check:
+    """The largest difference, and where it is; a shape or a NaN that differs fails.
+
+    bound: of all entries, or of each; then the difference that is largest beside its bound.
+    """
     if got.shape != expected.shape:
-        return Check(float("inf"), 1.0, bound)
+        return Check(float("inf"), 1.0, 0.0 if isinstance(bound, Tensor) else bound)
     if not got.numel():
-        return Check(0.0, 0.0, bound)
+        return Check(0.0, 0.0, 0.0 if isinstance(bound, Tensor) else bound)
     difference = (got - expected).abs_()
     if not difference.sum().isfinite():
         difference[(got == expected) | (got.isnan() & expected.isnan())] = 0.0
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
-    worst = int(difference.argmax())
+    if isinstance(bound, Tensor):  # one that is no number explains nothing
+        bound = torch.where(bound.isfinite(), bound, 0.0)
+        share = (difference / bound).nan_to_num_(nan=0.0, posinf=float("inf"))
+    else:
+        share = difference
+    worst = int(share.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
-    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), bound, place)
+    limit = bound.flatten()[worst].item() if isinstance(bound, Tensor) else bound
+    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), limit, place)
 
 
 def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) -> tuple[Check, Check]:
@@ -205,14 +289,12 @@ def _in_float64(inputs: Sequence[Any]) -> list[Any]:
 # -- regions ---------------------------------------------------------------------------------------------------------
 
 
-def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> tuple[Tensor, float]:
-    """The sink's value, and the largest absolute value on the way."""
+def _run_region(region: Region, interpreter: Interpreter, image: Tensor) -> Tensor:
+    """The sink's value."""
     values = {region.source: image}
-    largest = largest_of(image)
     for node in region.nodes:
-        values[node] = value = interpreter.run(node, values)
-        largest = max(largest, *(largest_of(part) for part in (value if isinstance(value, tuple | list) else (value,))))
-    return values[region.sink], largest
+        values[node] = interpreter.run(node, values)
+    return values[region.sink]
 
 
 def largest_of(tensor: Tensor) -> float:

@@ -26,7 +26,7 @@ from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from repcompile.values import Values
-from repcompile.verify import Check, compare, compare_outputs, verify_region
+from repcompile.verify import Check, Outcome, compare, compare_outputs, verify_region
 
 INF, NAN = float("inf"), float("nan")
 
@@ -179,8 +179,11 @@ class Emitted:
 
     def check(self, values: Values | None = None) -> Check:
         """Verify the module that has the numbers `values` instead of the right ones."""
-        module = emit(self.x, values or self.values)
-        return verify_region(self.region, self.values, module, self.captured, self.facts, Remembering())
+        return self.outcome(emit(self.x, values or self.values)).check
+
+    def outcome(self, module: nn.Module) -> Outcome:
+        """What `module` makes of the probe."""
+        return verify_region(self.region, module, self.captured, self.facts, Remembering())
 
 
 def largest_region(model: nn.Module) -> Emitted:
