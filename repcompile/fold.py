@@ -269,7 +269,10 @@ def _times_vector(outer: Affine, kernel: Tensor, vector: Tensor) -> Tensor:
 
 
 def _kernel_of_composition(x: Affine, outer: Affine, o: Tensor, inner: Affine, i: Tensor) -> Tensor:
-    """A selection picks rows or columns of the other kernel, a diagonal map scales them; else they convolve."""
+    """A selection picks rows or columns of the other kernel, a diagonal map scales them; else they convolve.
+
+    Depthwise kernels do so channel by channel: made dense, that would be a product of large matrices.
+    """
     if isinstance(outer.parts, Select) and x.groups == 1:
         return _regrouped(i, inner.groups, 1)[list(outer.parts.index)]
     if isinstance(inner.parts, Select) and x.groups == 1:
@@ -280,16 +283,22 @@ def _kernel_of_composition(x: Affine, outer: Affine, o: Tensor, inner: Affine, i
     if inner.is_diagonal:
         columns = i.reshape(outer.groups, 1, -1, *[1] * len(x.axes))
         return (o.reshape(outer.groups, -1, *o.shape[1:]) * columns).reshape(o.shape)
-    groups = x.groups
-    return _convolved_kernels(
-        outer, _regrouped(o, outer.groups, groups), inner, _regrouped(i, inner.groups, groups), groups
-    )
+    if outer.groups == outer.c_out == outer.c_in:
+        return _regrouped(_convolved_kernels(outer, o, inner, i, outer.groups), inner.groups, x.groups)
+    if inner.groups == inner.c_out == inner.c_in:
+        kernel = _convolved_kernels(outer, o, inner, i, outer.groups, depthwise=True)
+        return _regrouped(kernel, outer.groups, x.groups)
+    o, i = _regrouped(o, outer.groups, x.groups), _regrouped(i, inner.groups, x.groups)
+    return _convolved_kernels(outer, o, inner, i, x.groups)
 
 
-def _convolved_kernels(outer: Affine, o: Tensor, inner: Affine, i: Tensor, groups: int) -> Tensor:
+def _convolved_kernels(
+    outer: Affine, o: Tensor, inner: Affine, i: Tensor, groups: int, *, depthwise: bool = False
+) -> Tensor:
     """The kernel of a composition: the transposed convolution of outer's kernel with inner's.
 
     o: (c_out, c_mid / groups, *)   i: (c_mid, c_in / groups, *)   result: (c_out, c_in / groups, *)
+    depthwise: i is (c_mid, 1, *) instead, each channel of its own.
     """
     if not outer.axes:
         return torch.bmm(o.unflatten(0, (groups, -1)), i.unflatten(0, (groups, -1))).flatten(0, 1)
@@ -298,5 +307,5 @@ def _convolved_kernels(outer: Affine, o: Tensor, inner: Affine, i: Tensor, group
     strides = [max(b.stride * a.dilation // whole.dilation, 1) for a, b, whole in axes]
     dilations = [max(b.dilation // whole.dilation, 1) for _, b, whole in axes]
     batch = o.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)  # (c_out / groups, c_mid, *)
-    result = function(batch, i, stride=strides, groups=groups, dilation=dilations)
+    result = function(batch, i, stride=strides, groups=len(i) if depthwise else groups, dilation=dilations)
     return result.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)

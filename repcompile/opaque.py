@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from repcompile.usage import Usage
+from repcompile.reading import usage_of
 
 
 def exchangeable_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, child) of the outermost modules that `module` only ever calls, by way of containers too."""
-    usage = Usage(module)
+    usage = usage_of(module)
     times = Counter(map(id, (part for _, part in module.named_modules(remove_duplicate=False))))
     stack = [("", module)] if "" not in usage.looked else []
     while stack:

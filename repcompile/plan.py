@@ -6,10 +6,11 @@ A region computes its sink anew and lets its dying nodes go: those it owns, and 
 no node has two owners, and none dies that another region starts from. What a region only passes through, since others
 read it too, is still computed, and belongs to whoever fuses it for those others.
 
-Going through the graph in order, the state is what the chosen regions own and start from among the later nodes; for
-each state only the best way to reach it is kept. In a chain there are as many states as a region is long, so that this
-is exact and linear in the graph. Where branches interleave more than `STATES` ways, the best `STATES` are kept: the
-plan is then at least as good as the best single choice at every step, not always optimal.
+Regions that compete, directly or by way of others, form a group, and each group is searched on its own. Going through
+it in the graph's order, the state is what the chosen regions own and start from among the later nodes; for each state
+only the best way to reach it is kept. In a chain there are as many states as a region is long, so that this is exact
+and linear in the graph. Where the branches of a group interleave more than `STATES` ways, the best `STATES` are kept:
+the plan is then at least as good as the best single choice at every step, not always optimal.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from math import floor, log2
 
+import networkx as nx
 from torch import fx
 
 from repcompile.cost import CostModel, total
@@ -64,7 +66,7 @@ class _Claim:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier sinks."""
+    """A way to reach a state.  Ways compare by saving, then launches saved, then the earlier start."""
 
     saving: int = 0
     launches: int = 0
@@ -89,25 +91,51 @@ def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
 
 
 def _best(regions: Sequence[Region], savings: dict[Region, int]) -> list[Region]:
-    order = _order(regions)
+    place = {node: place for place, node in enumerate(regions[0].sink.graph.nodes)} if regions else {}
     mortal = {node for region in regions for node in region.dying}
+    chosen = [region for rivals in _rivals(regions, mortal) for region in _best_of(rivals, savings, place, mortal)]
+    return sorted(chosen, key=lambda region: place[region.sink])
+
+
+def _rivals(regions: Sequence[Region], mortal: Container[fx.Node]) -> list[list[Region]]:
+    """Regions that are in each other's way, directly or by way of others; each group is searched on its own."""
+    claims: nx.Graph[fx.Node | Region] = nx.Graph()
+    for region in regions:
+        claims.add_edges_from((region, node) for node in _claims(region, mortal))
+    group = {item: number for number, items in enumerate(nx.connected_components(claims)) for item in items}
+    groups: dict[int, list[Region]] = {}
+    for region in regions:
+        groups.setdefault(group[region], []).append(region)
+    return list(groups.values())
+
+
+def _claims(region: Region, mortal: Container[fx.Node]) -> tuple[fx.Node, ...]:
+    """What the region owns, and where it starts from, if that might die."""
+    return (*region.dying, region.sink, *([region.source] if region.source in mortal else []))
+
+
+def _best_of(
+    regions: Sequence[Region], savings: dict[Region, int], place: dict[fx.Node, int], mortal: Container[fx.Node]
+) -> list[Region]:
+    nodes = sorted({node for region in regions for node in _claims(region, mortal)}, key=place.__getitem__)
+    order = {node: index for index, node in enumerate(nodes)}
     starting: dict[int, list[tuple[_Claim, Region]]] = {}
     for region in regions:
         start, claim = _claimed(region, order, mortal)
         starting.setdefault(start, []).append((claim, region))
     states: dict[_Claim, _Way] = {_Claim(): _Way()}
-    for place in range(len(order)):
-        for claim, region in starting.get(place, ()):
-            states = _best_states(_with_region(states, claim, region, savings[region], order[region.sink]))
+    for index in range(len(order)):
+        for claim, region in starting.get(index, ()):
+            states = _best_states(_with_region(states, claim, region, savings[region], place[region.nodes[0]]))
         states = _shifted(states)
-    return sorted(_chosen(max(states.values(), key=_Way.rank)), key=lambda region: order[region.sink])
+    return _chosen(max(states.values(), key=_Way.rank))
 
 
 def _claimed(region: Region, order: dict[fx.Node, int], mortal: Container[fx.Node]) -> tuple[int, _Claim]:
     """(the first place that the region claims, its claim from there on)"""
     dying, sink = [order[node] for node in region.dying], order[region.sink]
     sources = [order[region.source]] if region.source in mortal else []
-    start = min(*dying, sink, *sources) if dying or sources else sink
+    start = min([*dying, sink, *sources])
     return start, _Claim(_bits(dying, start), _bits([sink], start), _bits(sources, start))
 
 
@@ -154,12 +182,3 @@ def _chosen(way: _Way | None) -> list[Region]:
             regions.append(way.region)
         way = way.before
     return regions[::-1]
-
-
-def _order(regions: Sequence[Region]) -> dict[fx.Node, int]:
-    """The nodes that any region owns, numbered in graph order."""
-    nodes = {node for region in regions for node in (*region.dying, region.sink)}
-    if not nodes:
-        return {}
-    graph = next(iter(nodes)).graph
-    return {node: index for index, node in enumerate(node for node in graph.nodes if node in nodes)}

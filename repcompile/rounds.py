@@ -305,17 +305,16 @@ def _child(module: nn.Module, calls: Calls, settings: Settings) -> Compilation |
 def _by_export(
     module: nn.Module, reason: str, calls: Calls, children: Mapping[str, Compilation], settings: Settings
 ) -> Compilation | str:
-    """What torch.export makes of a module, or why that is not used; "" if nothing shows how it is called.
+    """What torch.export makes of a module, or why that is not used; "" if nothing shows how it is called,
+    or nothing is left to fuse.
 
     children: the compilations that take its place otherwise, and in calls that the program does not answer.
     """
     calls, kind = calls.running(module), (type(module), repr(module))
     if not calls.given or settings.selection.kept:
         return ""
-    if kind in settings.barren:
-        return settings.barren[kind]
-    if not _promises(module, children):
-        return "not tried, since no batch norm, gain or second convolution is left"
+    if kind in settings.barren or not _promises(module, children):
+        return settings.barren.get(kind, "")
     try:
         part = _of_program(module, calls, children, settings)
     except ModelError as error:

@@ -34,6 +34,11 @@ class Source:
     def keywords(self) -> list[str]:
         return [*self.positional, *(argument.arg for argument in self.tree.args.kwonlyargs)]
 
+    @property
+    def many(self) -> str | None:
+        """The name of `*args`."""
+        return self.tree.args.vararg.arg if self.tree.args.vararg else None
+
     def meaning(self, name: str) -> Any:
         """What a name that is not local to the function means now, None if nothing."""
         free = dict(zip(self.code.co_freevars, self.function.__closure__ or (), strict=False))

@@ -57,7 +57,7 @@ def rank(chosen: Sequence[Region], nodes: Sequence[fx.Node]) -> tuple[float, int
     """Saving, then launches saved, then how early."""
     saving = sum(price(total(r.before)) - price(total(r.after)) for r in chosen)
     launches = sum(total(r.before).launches - total(r.after).launches for r in chosen)
-    return saving, launches, -sum(nodes.index(r.sink) for r in chosen)
+    return saving, launches, -sum(nodes.index(r.nodes[0]) for r in chosen)
 
 
 def every_choice(regions: Sequence[Region]) -> list[tuple[Region, ...]]:
@@ -113,6 +113,8 @@ def test_ties_go_to_fewer_launches_then_to_the_earlier_region() -> None:
     nodes = chain(4)
     early, late = region(nodes, [1, 2], 3), region(nodes, [2, 3], 3)
     assert choose([late, early], price).chosen == (early,)
+    longer = region(nodes, [1, 2, 3], 3)
+    assert choose([late, longer], price).chosen == (longer,)
     lean = region(nodes, [2, 3], 3, launches=2)
     assert choose([early, lean], price).chosen == (lean,)
 
@@ -184,3 +186,15 @@ def test_where_branches_interleave_a_lot_the_states_stay_bounded() -> None:
     pairs = [region(nodes, [place, place + 30], 1) for place in range(1, 31)]
     plan = choose(pairs, price)
     assert set(plan.chosen) == set(pairs)
+
+
+def test_what_does_not_compete_is_searched_on_its_own() -> None:
+    """Chains side by side interleave in more ways than there are states, and greed is wrong in each."""
+    chains = 12
+    nodes = chain(6 * chains)
+    regions = [
+        region(nodes, [chains * (step - 1) + number + 1 for step in steps], saving)
+        for number in range(chains)
+        for steps, saving in (((2, 3, 4, 5), 5), ((1, 2, 3), 4), ((4, 5, 6), 4))
+    ]
+    assert choose(regions, price).saving == 8 * chains

@@ -7,6 +7,7 @@ is an error. Our own rules have passed `repcompile.testing.check_affine_rule`, a
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from repcompile.rules.rewriting import RewriteRule
 Target = Any  # a module class, a function, or the name of a tensor method
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rule:
     """What is known of the operators `targets`.
 
@@ -53,6 +54,9 @@ class Rule:
     keeps_rank: bool = False
     word: str = ""
 
+    def __repr__(self) -> str:
+        return f"<{self.kind} rule {self.name!r}>"
+
     @property
     def name(self) -> str:
         return self.function.__name__
@@ -76,7 +80,7 @@ class Rule:
 Entry = Rule | RewriteRule | Idiom
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RuleSet:
     """A table of rules for each kind, looked up by what a node calls; an operator may have a rule of every kind.
 
@@ -85,9 +89,7 @@ class RuleSet:
 
     rules: tuple[Entry, ...] = ()
     trusted: frozenset[Entry] = frozenset()
-    tables: dict[str, dict[Target, Rule]] = field(
-        default_factory=dict[str, dict[Target, Rule]], compare=False, repr=False
-    )
+    tables: dict[str, dict[Target, Rule]] = field(default_factory=dict[str, dict[Target, Rule]], compare=False)
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -96,6 +98,12 @@ class RuleSet:
             if not isinstance(rule, Rule):
                 continue
             self.tables.setdefault(rule.kind, {}).update(dict.fromkeys(rule.targets, rule))
+
+    def __repr__(self) -> str:
+        trial = [rule.name for rule in self.rules if rule not in self.trusted]
+        names = Counter(rule.name for rule in self.rules)
+        words = ", ".join(name if times == 1 else f"{name} x {times}" for name, times in names.items())
+        return f"RuleSet({words}{'; on trial: ' if trial else ''}{', '.join(trial)})"
 
     def __add__(self, more: RuleSet | Iterable[Entry]) -> RuleSet:
         more = more if isinstance(more, RuleSet) else RuleSet(tuple(more))

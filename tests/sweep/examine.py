@@ -5,7 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from tests.sweep.judge import problems_of, usual
 from tests.sweep.price import counts_of
 from tests.sweep.remaining import norms_without_reason
 from tests.sweep.result import Result
-from tests.sweep.subject import Inputs, Subject, in_dtype, run, sizes_of
+from tests.sweep.subject import Inputs, Subject, in_dtype, mapped, run, sizes_of
 
 SIZES = 2  # input sizes compared
 REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError)  # the model's own
@@ -85,15 +85,26 @@ def _accepted(subject: Subject, dtype: torch.dtype) -> tuple[tuple[Inputs, ...],
     """(the first inputs that the model takes in this dtype, what it said to others)"""
     accepted, complaint = list[Inputs](), ""
     for inputs in subject.candidates:
-        try:
-            run(copy.deepcopy(subject.model).to(dtype), in_dtype(dtype, inputs))
-        except REFUSALS as error:
-            complaint = f"{type(error).__name__}: {error}".split("\n")[0]
-        else:
-            accepted.append(inputs)
+        given = in_dtype(dtype, inputs)
+        surely = accepted and not _refused(subject.model, given, dtype, "meta")
+        error = "" if surely else _refused(subject.model, given, dtype)
+        complaint = error or complaint
+        accepted += [] if error else [inputs]
         if len(accepted) == SIZES:
             break
     return tuple(accepted), complaint
+
+
+def _refused(model: nn.Module, inputs: Inputs, dtype: torch.dtype, device: str = "cpu") -> str:
+    """What a copy of the model says to these inputs, "" if it takes them.
+
+    device: on "meta", where nothing is computed, a size is refused as anywhere; but not every model runs there.
+    """
+    try:
+        run(copy.deepcopy(model).to(device, dtype), mapped(lambda tensor: tensor.to(device), inputs))
+    except REFUSALS as error:
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+    return ""
 
 
 def _prepared(model: nn.Module, dtype: torch.dtype, inputs: tuple[Inputs, ...]) -> Prepared:
@@ -123,10 +134,18 @@ def _errors(
     """(rounded, exact, explained) of `Result`."""
     expected = [run(prepared.exact, in_dtype(prepared.dtype, each)) for each in prepared.inputs]
     rounded = _error(expected, copy.deepcopy(plain.module), prepared)
-    exact = None if informed is None else _error(expected, copy.deepcopy(informed.module), prepared)
+    exact = None if informed is None else _exact_error(expected, informed, prepared)
     if usual(rounded, exact):
         return rounded, exact, None
     return rounded, exact, _error(expected, disturbed(prepared.exact), prepared)
+
+
+def _exact_error(expected: Sequence[Any], informed: Compilation, prepared: Prepared) -> float:
+    """Of the compilation with the first inputs, which has compared these itself."""
+    assert informed.checks is not None
+    others = replace(prepared, inputs=prepared.inputs[1:])
+    module = copy.deepcopy(informed.module)
+    return max(informed.checks[0].relative, _error(expected[1:], module, others) if others.inputs else 0.0)
 
 
 def _error(expected: Sequence[Any], fused: nn.Module, prepared: Prepared) -> float:
