@@ -47,7 +47,11 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
 
 def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
     """What a copy of `model` returns for copies of `inputs`; noise is the same at every call."""
-    model = duplicate(model)
+    return run(duplicate(model), inputs)
+
+
+def run(model: nn.Module, inputs: Sequence[Any]) -> Any:
+    """What `model`, which nobody else has, returns for copies of `inputs`; noise is the same at every call."""
     with SameNoise(), torch.no_grad():
         return model(*copied(inputs))
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from repcompile.affine import Affine
 from repcompile.branches import branches_of, name_of
 from repcompile.capture import Captured
+from repcompile.compare import Check
 from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import Idiom
@@ -22,7 +23,6 @@ from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.rewrites import Replacement, Rewrites
 from repcompile.selection import SKIPPED
-from repcompile.verify import Check
 
 WIDTH = 120
 

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.compare import Check
 from repcompile.copies import duplicate
 from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
@@ -30,6 +31,7 @@ from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import FixedDtype, of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
+from repcompile.outcomes import verify_region
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.ranges import Ranges, ranges_of
@@ -40,7 +42,6 @@ from repcompile.rules.ruleset import RuleSet
 from repcompile.tracing import KEPT
 from repcompile.trial import Trial
 from repcompile.values import Values
-from repcompile.verify import Check, verify_region
 
 WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),)
 

@@ -16,14 +16,15 @@ from torch import Tensor, fx
 
 from repcompile.affine import Affine, Uniform
 from repcompile.capture import Captured, called
+from repcompile.compare import compare
 from repcompile.emit import emit
 from repcompile.errors import Inexact, RuleError
 from repcompile.facts import KINDS, Facts
 from repcompile.fold import fold
 from repcompile.interpret import Interpreter, Remembering, evaluated, evaluated_shape
+from repcompile.outcomes import Outcome, dtype_of, outcome_of
 from repcompile.regions import Region, interior_of
 from repcompile.rules.ruleset import Rule, RuleSet
-from repcompile.verify import Outcome, compare, dtype_of, outcome_of
 
 LARGER = (4, 9)  # positions more than a border and an inside take: even and odd, divisible by a stride and not
 USERS_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # of an operator on our random image

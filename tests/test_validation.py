@@ -25,8 +25,8 @@ import repcompile.rules.pointwise as pointwise
 from repcompile import VerificationError, compile_model
 from repcompile.affine import Affine
 from repcompile.axis import Axis
+from repcompile.compare import Check
 from repcompile.values import Values, computed
-from repcompile.verify import Check
 from tests.test_hostile import Net, copied, gain, image, made
 
 Patch = pytest.MonkeyPatch

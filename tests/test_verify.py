@@ -16,17 +16,19 @@ from repcompile import Macs, VerificationError, fuse, verify
 from repcompile.affine import Affine
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.compare import Check, compare
 from repcompile.emit import emit
 from repcompile.facts import Facts, affine_facts
 from repcompile.fold import fold
 from repcompile.interpret import Remembering
 from repcompile.modules import BorderConv
+from repcompile.outcomes import Outcome, verify_region
 from repcompile.regions import Region, candidate_regions
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from repcompile.values import Values
-from repcompile.verify import Check, Outcome, compare, compare_outputs, verify_region
+from repcompile.verify import compare_outputs
 
 INF, NAN = float("inf"), float("nan")
 
