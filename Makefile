@@ -34,8 +34,8 @@ test: $(STAMP)  ## the tests; TEST_ARGS="-k border tests/test_affine.py"
 sweep: $(STAMP)  ## every published network (an hour)
 	$(PYTEST) -m sweep $(TEST_ARGS)
 
-fuzz: $(STAMP)  ## random programs
-	$(PYTEST) -m fuzz $(TEST_ARGS)
+fuzz: $(STAMP)  ## random programs (an hour); FUZZ_ARGS="--programs 1000 --seed 7"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.report $(FUZZ_ARGS)
 
 bench: $(STAMP)  ## the speed of the compiler, and of what it makes; BENCH_ARGS
 	$(BIN)/python tests/bench.py $(BENCH_ARGS)

@@ -71,11 +71,13 @@ def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cos
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
+    plain = [axis for axis in x.axes if axis.up == 1]
+    padded = any(axis.pads for axis in plain) and not all(axis.lo == axis.hi >= 0 for axis in plain)
+    if padded:  # the convolution reads what the padding wrote
+        before = max(before, after * prod(axis.stride for axis in plain))
     moved = x.c_in * before + x.c_out * after + x.weights
     kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
-    plain = [axis for axis in x.axes if axis.up == 1]
-    alike = all(axis.lo == axis.hi >= 0 for axis in plain)
-    for beside in (any(axis.pads for axis in plain) and not alike, any(min(axis.lo, axis.hi) < 0 for axis in plain)):
+    for beside in (padded, any(min(axis.lo, axis.hi) < 0 for axis in plain)):
         kernels += [cost_of_elementwise(1, x.c_in, before)] if beside else []
     if x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after))

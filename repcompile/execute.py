@@ -51,7 +51,7 @@ def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
 
 
 def run(model: nn.Module, inputs: Sequence[Any]) -> Any:
-    """What `model`, which nobody else has, returns for copies of `inputs`; noise is the same at every call."""
+    """What `model` itself returns for copies of `inputs`, which it may remember; noise is the same at every call."""
     with SameNoise(), torch.no_grad():
         return model(*copied(inputs))
 

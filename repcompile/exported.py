@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ModuleCallSignature
 from torch.utils import _pytree as pytree
 
 from repcompile.classes import HOOK_TABLES
@@ -49,9 +49,19 @@ def program_of(module: nn.Module, like: ExportedProgram) -> ExportedProgram:
         raise ModelError("the program has no example inputs, with which the fused one would be exported")
     args, kwargs = like.example_inputs
     try:
-        return torch.export.export(module, tuple(args), dict(kwargs), dynamic_shapes=_dynamic_shapes(like))
+        program = torch.export.export(module, tuple(args), dict(kwargs), dynamic_shapes=_dynamic_shapes(like))
     except Exception as error:  # torch.export's own, of many classes
         raise ModelError(f"torch.export refuses the fused program: {str(error).strip().splitlines()[0]}") from error
+    structure = like.call_spec.out_spec  # dicts and lists, where torch.fx has immutable ones
+    assert structure is not None
+    _signature(program).out_spec = structure
+    return program
+
+
+def _signature(program: ExportedProgram) -> ModuleCallSignature:
+    (signature,) = (entry.signature for entry in program.module_call_graph if entry.fqn == "")
+    assert signature is not None
+    return signature
 
 
 def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any]:

@@ -153,7 +153,9 @@ class _Interpreter:
         shape = self._shapes.get(operand) or (named(operand.name, len(shapes[0])) if shapes else None)
         _, asked, *rest = (*split.args, None, None)
         axis: Any = next((each for each in rest if each is not None), split.kwargs.get("dim", 0))
-        if shape is None or not isinstance(axis, int) or shape[axis].known is not None:
+        if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
+            return
+        if shape[axis].known is not None:
             return
         self._shapes[operand] = shape
         sizes: Any = asked if isinstance(asked, list | tuple) else None

@@ -71,11 +71,11 @@ class _Editor:
     # -- pointwise maps that several read ------------------------------------------------------------------------------
 
     def _is_absorbed(self, node: fx.Node) -> bool:
-        """Whether all readers of a number for each channel can take it in, at no cost."""
+        """Whether all readers of a number for each channel can take it in at no cost, and what it reads cannot."""
         values = [operand for operand in node.all_input_nodes if self._is_value(operand)]
         if len(values) != 1 or node not in self._facts.rules or self._near(node, values[0]) is None:
             return False
-        return self._is_taken_in(node, node, values[0])
+        return not self._absorbs(values[0]) and self._is_taken_in(node, node, values[0])
 
     def _is_taken_in(self, reader: fx.Node, node: fx.Node, source: fx.Node, depth: int = 4) -> bool:
         """Whether a map with weights follows on every way from `reader`, as heavy with `node` in it as without."""
@@ -233,29 +233,31 @@ class _Editor:
         (operand,) = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
         values: Any = operand.args[0]
         terms = self._terms(operand) if self._is_sum(operand) else [Term(value) for value in values]
-        alone = [term for term in terms if not self._absorbs(term.value)]
+        near, numbers = self._near(node, operand), self._gain_and_shift(node)
+        assert near is not None
+        assert numbers is not None
+        width = near.c_out if self._is_sum(operand) else None
+        alone = [term for term in terms if not self._absorbs(term.value, width)]
         shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
         ahead = len(node.users) == 1 and any(
             f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ())
         )
         if shared or len(alone) > 1 or len(alone) == len(terms) or (alone and ahead):
             return
-        near, numbers = self._near(node, operand), self._gain_and_shift(node)
-        assert near is not None
-        assert numbers is not None
         with node.graph.inserting_before(node):
             if self._is_sum(operand):
                 self._replace(node, self._over_sum(node, terms, near, numbers))
             elif isinstance(numbers, _Numbers):
                 self._over_cat(node, operand, near, numbers)
 
-    def _absorbs(self, value: fx.Node) -> bool:
-        """Whether `value` is a convolution or the like that only one reads."""
-        facts = self._facts.maps.get(value, ())
-        return len(value.users) == 1 and any(isinstance(f.map, Affine) and not f.map.is_diagonal for f in facts[:1])
+    def _absorbs(self, value: fx.Node, width: int | None = None) -> bool:
+        """Whether `value` is a convolution or the like that only one reads; what is broadcast to `width` is none."""
+        maps = [fact.map for fact in self._facts.maps.get(value, ()) if isinstance(fact.map, Affine)]
+        fits = width is None or all(x.c_out == width for x in maps[:1])
+        return len(value.users) == 1 and fits and any(not x.is_diagonal for x in maps)
 
     def _over_sum(self, node: fx.Node, terms: Sequence[Term], near: Affine, numbers: _Numbers | fx.Node) -> fx.Node:
-        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value))
+        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value, near.c_out))
         gain, shift = self._constants(node, numbers, len(near.axes))
         scaled = [Term(self._new(operator.mul, (self._times(term, node), gain), node)) for term in terms]
         if shift is not None:

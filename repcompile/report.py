@@ -282,7 +282,8 @@ def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
             continue
         done.add(region.sink)
         words = " + ".join(branch or "skip" for branch in branches_of(region, facts) or ("...",))
-        factor = total(region.after).macs / total(region.before).macs
+        before, after = total(region.before).macs, total(region.after).macs
+        factor = after / before if before else 1.0
         if factor > 1.05:
             yield Left(_path(region.sink), f"{words}: exact as one operator, with more multiply-accumulates:", factor)
         else:

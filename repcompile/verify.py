@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile.compare import Check, compare, largest_of
 from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
 from repcompile.execute import run, run_copy
 
+EPS = torch.finfo(torch.float64).eps
 ESTIMATES = 8  # how many times the estimate two models may differ: 1.9 is the most that was seen (docs/math.md, 10)
 OPERATORS = 64  # and where the estimate is of one rounding for each weight alone, and none for each result
 SEEDS = (0, 1)
@@ -27,12 +29,15 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     In float64 both run with float64 copies of their weights; what remains is the rounding of the folded weights. A
     model that runs in its own dtype only, because its forward makes tensors of that dtype, is compared in that alone.
     What they may differ by is estimated: by what the model's own rounding costs it, and by what one more rounding of
-    every weight does to it. The model that runs in its own dtype only may lose half of its digits.
+    every weight does to it, in the coarsest dtype that occurs on the way. The model that runs in its own dtype only may
+    lose half of its digits.
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
-    eps, inputs = _eps_of(model, example_inputs), _in_float64(example_inputs)
-    expected, got = run_copy(model, example_inputs), run_copy(fused, example_inputs)
-    if _is_float64(model, example_inputs):
+    with _Coarsest() as coarsest:
+        expected = run_copy(model, example_inputs)
+    got = run_copy(fused, example_inputs)
+    eps, inputs = max(_eps_of(model), coarsest.eps), _in_float64(example_inputs)
+    if all(dtype == torch.float64 for dtype in _dtypes(model, fused, example_inputs)):
         bounds = _bounds(expected, _disturbed(model, inputs, expected, eps), eps, OPERATORS)
         native = compare_outputs(expected, got, bounds)
         return native, native
@@ -89,12 +94,6 @@ def _off(model: nn.Module, step: float, seed: int) -> nn.Module:
     return model
 
 
-def _is_float64(model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Whether running in float64 is what the model does anyway."""
-    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
-    return {x.dtype for x in tensors if isinstance(x, Tensor) and x.is_floating_point()} == {torch.float64}
-
-
 def compare_outputs(expected: Any, got: Any, tolerance: float | Sequence[float] = 1e-6) -> Check:
     """The worst of the tensors in two results of the same structure.
 
@@ -128,7 +127,7 @@ def same_results(expected: Any, got: Any, model: nn.Module) -> bool:
     others, other = pytree.tree_flatten(got)
     if structure != other or not all(map(_alike, leaves, others)):
         return False
-    return compare_outputs(expected, got, _eps_of(model, expected) ** 0.5).passed
+    return compare_outputs(expected, got, _eps_of(model) ** 0.5).passed
 
 
 def _alike(value: Any, other: Any) -> bool:
@@ -137,14 +136,34 @@ def _alike(value: Any, other: Any) -> bool:
     return type(value) is type(other) and bool(value == other)
 
 
-def _eps_of(model: nn.Module, inputs: Any) -> float:
-    """Of the coarsest dtype among the weights; among the inputs where there are none."""
-    weights = (*model.parameters(), *model.buffers())
-    for tensors in (weights, _tensor_leaves(inputs)):
-        dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-        if dtypes:
-            return max(torch.finfo(dtype).eps for dtype in dtypes)
-    return torch.finfo(torch.float64).eps
+def _eps_of(model: nn.Module) -> float:
+    """Of the coarsest dtype among the weights."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=EPS)
+
+
+def _dtypes(model: nn.Module, fused: nn.Module, inputs: Sequence[Any]) -> set[torch.dtype]:
+    """The floating-point types of weights and inputs."""
+    modules = (tensor for module in (model, fused) for tensor in (*module.parameters(), *module.buffers()))
+    given = _tensor_leaves(list(inputs))
+    return {tensor.dtype for tensor in (*modules, *given) if tensor.is_floating_point()}
+
+
+class _Coarsest(TorchDispatchMode):
+    """The largest eps among the floating-point types that operators return: a model may cast on the way."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = EPS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = result if isinstance(result, tuple | list) else (result,)
+        floating = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+        self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in floating)])
+        return result
 
 
 def _in_float64(inputs: Sequence[Any]) -> list[Any]:

@@ -91,3 +91,18 @@ def test_an_operator_that_writes_and_that_nobody_knows_is_left() -> None:
 
     model = made(lambda: nn.Sequential(Masked(), nn.ReLU()))
     assert_same_call(model, fuse(model), (image(1, 4, 6, 6),))
+
+
+def test_a_program_returns_the_containers_that_it_returned() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(), norm()
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"maps": [self.norm(self.conv(x)), (x,)]}
+
+    model = made(Nested)
+    got = fuse(program(model)).module()(image(2, 4, 8, 7))
+    assert [type(got), type(got["maps"]), type(got["maps"][1])] == [dict, list, tuple]
+    assert_same_call(model, fuse(program(model)).module(), (image(2, 4, 8, 7),))

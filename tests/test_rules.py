@@ -471,6 +471,21 @@ def test_products_with_constant_matrices(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("product", "shape"),
+    [
+        (lambda m, x: m.w @ x, (2, 3, 4, 5)),
+        (lambda m, x: m.w @ x, (4, 5)),
+        (lambda m, x: torch.einsum("oi,bcih->bcoh", m.w, x), (2, 3, 4, 5)),
+        (lambda m, x: torch.einsum("oi,ich->och", m.w, x), (4, 5, 3)),
+    ],
+)
+def test_products_along_another_axis_than_the_channels(product: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    """A convolution would need these axes to be (batch, channels, *spatial)."""
+    with pytest.raises(Inexact, match="another axis than the channels"):
+        map_of(Formula(product, w=torch.ones(6, 4)), torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
     ("module", "reason"),
     [
         (Formula(lambda m, x: m.conv(F.pad(x, (2, -1, 0, 0), "reflect")), conv=nn.Conv2d(4, 4, 1)), "negative padding"),

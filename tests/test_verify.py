@@ -166,6 +166,80 @@ def test_a_wrong_model_fails_where_it_is_wrong() -> None:
         assert check.place[1] == 2
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+@given(seed=st.integers(0, 999))
+def test_a_model_that_is_slightly_wrong_fails(dtype: torch.dtype, off: float, seed: int) -> None:
+    """One channel's weights off by some hundred roundings."""
+    model = block().to(dtype)
+    fused = fuse(model)
+    image = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    assert all(check.passed for check in verify(model, fused, (image,)))
+    with torch.no_grad():
+        next(module for module in fused.modules() if isinstance(module, nn.Conv2d)).weight[1] *= 1.0 + off
+    assert not any(check.passed for check in verify(model, fused, (image,)))
+
+
+class Steep(nn.Module):
+    """What rounding leaves of its input, magnified."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.block, self.slope = block(), slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope * self.block(x)).sin()
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e4, 1e6])
+def test_a_model_is_held_to_its_own_rounding(slope: float) -> None:
+    """Half of the digits would be too much to ask of a steep one, and too little of a flat one."""
+    model, image = Steep(slope), torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+    exact, native = verify(model.eval(), fuse(model.eval()), (image,))
+    assert exact.passed
+    assert native.passed
+    half = torch.finfo(torch.float32).eps ** 0.5
+    assert (native.bound < 0.1 * half) == (slope == 1.0)
+    assert (native.bound > half) == (slope == 1e6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_without_weights(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(2)).eval()
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for check in verify(model, fuse(model, (image,)), (image,)):
+        assert check.passed
+        assert 0 < check.bound < 1e3 * torch.finfo(dtype).eps
+
+
+def test_a_model_that_objects_to_other_weights_is_compared_all_the_same() -> None:
+    class Particular(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = block()
+            self.known = float(self.block[0].weight.sum())  # type: ignore[union-attr, operator]
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert abs(float(self.block[0].weight.double().sum()) - self.known) < 1e-9  # type: ignore[union-attr, operator]
+            return self.block(x)
+
+    model = Particular().eval()
+    exact, native = verify(model, fuse(model), (torch.randn(1, 3, 6, 5),))
+    assert exact.passed
+    assert native.passed
+
+
+def test_a_bound_for_each_entry() -> None:
+    """The worst place is the one that is farthest beyond its own bound; one that is no number explains nothing."""
+    got, expected = torch.tensor([1.1, 2.5, 0.0]), torch.tensor([1.0, 2.0, 0.0])
+    bound = torch.tensor([0.01, 1.0, INF])
+    assert compare(got, expected, bound).place == (0,)
+    assert not compare(got, expected, bound).passed
+    assert compare(got, expected, torch.tensor([0.2, 0.5, NAN])).passed
+    assert not compare(torch.tensor([1.0, 2.0, 0.1]), expected, bound).passed
+    assert not compare(got[:2], expected, bound).passed
+    assert compare(expected, expected, torch.zeros(3)).passed
+
+
 # -- a region ----------------------------------------------------------------------------------------------------------
 
 
@@ -339,3 +413,26 @@ def test_a_rule_that_lies_is_not_shipped() -> None:
     fused = fuse(randomize(model).eval(), rules=DEFAULT + RuleSet((lying,)).trusting(), cost=Macs())
     assert any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     torch.testing.assert_close(fused(image), model(image))
+
+
+def test_the_coarsest_dtype_on_the_way_sets_the_tolerance() -> None:
+    """The weights are float64, the arithmetic in between is not: a fold rounds other numbers to float32."""
+
+    class Casts(nn.Module):
+        def __init__(self, gains: int) -> None:
+            super().__init__()
+            self.gains = nn.Parameter(torch.linspace(0.1, 3.0, 4 * gains, dtype=torch.float64).reshape(gains, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.float()
+            for gain in self.gains:
+                x = x * gain.float()
+            return x.double()
+
+    model, fused = Casts(7), Casts(1)
+    fused.gains = nn.Parameter(model.gains.detach().prod(0, keepdim=True))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact, native = verify(model, fused, (x,))
+    assert exact.error > 0
+    assert exact.passed
+    assert native.passed

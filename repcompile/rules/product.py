@@ -16,12 +16,14 @@ from repcompile.values import Constant, computed
 
 @affine_rule(operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__")
 def matmul(x: Any, y: Any, shape: Shape | None = None) -> Map:
-    """x W acts on the last axis, W x on the one before it."""
+    """x W acts on the last axis, W x on the one before it, which has to be the channels: (batch, channels, length)."""
     if isinstance(x, Affine | Uniform) and isinstance(y, Constant):
         return Affine.linear(_transposed(_matrix(y))) @ x
     if isinstance(x, Constant) and isinstance(y, Affine | Uniform):
-        if shape is not None and len(shape) < 2:
-            raise Inexact("a matrix times a vector")
+        if shape is None:
+            raise Inexact("the rank of the input is not known here; example_inputs may tell")
+        if len(shape) != 3:
+            raise Inexact("a matrix times another axis than the channels")
         rows, columns = _matrix(x).shape
         return Affine.conv(computed(lambda w: w[..., None], x, shape=(rows, columns, 1))) @ y
     raise Inexact("a product of two values that depend on the input is not affine")
@@ -48,6 +50,8 @@ def _exchanged(image: str, matrix: str, result: str, x: Map, weight: Constant) -
     if len(old) != 1 or len(new) != 1 or image.replace(old[0], new[0]) != result or len(set(image)) < len(image):
         raise Inexact("an einsum that does more than exchange the channels")
     n_axes = len(image) - 1 - image.index(old[0])
+    if n_axes not in (0, len(image) - 2):
+        raise Inexact("an einsum over another axis than the channels")
     turned = weight if matrix == new[0] + old[0] else _transposed(weight)
     kernel = computed(lambda w: w.reshape(*w.shape, *[1] * n_axes), turned, shape=(*turned.shape, *[1] * n_axes))
     return Affine.conv(kernel) @ x

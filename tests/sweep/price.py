@@ -1,5 +1,7 @@
 """What a forward costs, counted from outside: every operator that runs, copies included, priced as the planner does."""
 
+import re
+from math import prod
 from typing import Any
 
 import torch
@@ -34,5 +36,16 @@ class _Pricing(TorchDispatchMode):
         if not func.is_view:
             tensors = [value for value in pytree.tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.price += self._roofline(Cost(macs_of(func, args, kwargs, result), size, 1))
+            taps = _taps(func, args)
+            macs = macs_of(func, args, kwargs, result) + (taps * result.numel() if taps else 0)
+            self.price += self._roofline(Cost(macs, size, 1))
         return result
+
+
+def _taps(func: Any, args: Any) -> int:
+    """How many numbers an average pool adds for each one that it returns."""
+    found = re.fullmatch(r"avg_pool(\d)d", func.overloadpacket.__name__)
+    if found is None:
+        return 0
+    sizes = list(args[1])
+    return prod(sizes) if len(sizes) > 1 else sizes[0] ** int(found[1])

@@ -1,0 +1,205 @@
+"""What is promised of every program: equal, untouched, never dearer, nothing left to find, whatever it was made of."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+import repcompile
+from repcompile import Compilation, RepcompileError, compile_model
+from tests.fuzz.build import build, inputs_of
+from tests.fuzz.generate import REFUSALS
+from tests.fuzz.program import Program
+from tests.fuzz.rounding import Expected, expected_of
+from tests.sweep.fingerprint import differences, fingerprint
+from tests.sweep.price import counts_of
+from tests.sweep.result import Counts
+
+SHARES = ("informed", "informed", "informed", "again", "again, informed", "twice", "graph module")  # take turns
+EXPORTED, SELDOM = "exported", 400  # one program in so many is exported, which takes seconds
+EVERYTHING = frozenset(SHARES)
+UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError)
+CENTS = 1.000001  # rounding of a sum of prices
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """failure: what is wrong, "kind: details"; "" if nothing is.  fused: regions.  rollbacks: their reasons.
+
+    skipped: what the model itself says if it does not run.
+    """
+
+    failure: str = ""
+    fused: int = 0
+    rollbacks: tuple[str, ...] = ()
+    skipped: str = ""
+
+
+class Failure(Exception):
+    """A promise that was broken."""
+
+
+def check(program: Program, shares: Set[str] | None = None) -> Outcome:
+    """Fuse the program's model in several ways and compare.
+
+    shares: what is checked of it beside `fuse` without inputs; by turns unless given.
+    """
+    torch.manual_seed(program.seed)
+    turn = SHARES[program.seed % len(SHARES)] if program.seed % SELDOM else EXPORTED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            checking = _Checking(program)
+        except REFUSALS as error:
+            return Outcome(skipped=f"{type(error).__name__}: {error}")
+        return checking.run({turn} if shares is None else shares)
+
+
+class _Checking:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.model = build(program)
+        self.calls = [inputs_of(program, call) for call in (0, 1)]
+        self.expected: Expected = expected_of(program, self.model, self.calls)
+        self.rollbacks: list[str] = []
+        self.fused = 0
+
+    def run(self, shares: Set[str]) -> Outcome:
+        try:
+            self._plain(shares)
+        except Failure as failure:
+            return Outcome(str(failure), self.fused, tuple(self.rollbacks))
+        return Outcome("", self.fused, tuple(self.rollbacks))
+
+    def _plain(self, shares: Set[str]) -> None:
+        before = fingerprint(self.model)
+        batched = self.program.batched
+        plain = self._compiled("plain", self.model, None)
+        self.fused = len(plain.rewritten)
+        touched = differences(before, fingerprint(self.model))
+        if touched:
+            raise Failure(f"touched: {', '.join(touched[:3])}")
+        if batched:
+            self._same("plain", plain.module)
+            self._no_dearer("plain", plain.module)
+        if shares & {"informed", "again, informed"}:
+            self._informed(before, "again, informed" in shares)
+        if "again" in shares and batched:
+            self._finished("plain", plain.module, None)
+        if "twice" in shares:
+            self._alike(plain.module, self._compiled("twice", self.model, None).module)
+        if "graph module" in shares and batched and not self.program.optional:
+            self._traced()
+        if EXPORTED in shares and batched:
+            self._exported()
+
+    def _informed(self, before: dict[str, Any], again: bool) -> None:
+        informed = self._compiled("informed", self.model, self._inputs)
+        touched = differences(before, fingerprint(self.model))
+        if touched:
+            raise Failure(f"touched: {', '.join(touched[:3])}")
+        self._same("informed", informed.module)
+        self._no_dearer("informed", informed.module)
+        if again:
+            self._finished("informed", informed.module, self._inputs)
+
+    def _compiled(self, how: str, model: nn.Module, inputs: Any) -> Compilation:
+        """The compilation; any exception is a failure, because the model runs."""
+        try:
+            result = compile_model(model, inputs)
+        except RepcompileError as error:
+            raise Failure(f"refused {how}: {type(error).__name__}: {error}") from error
+        except Exception as error:  # whatever it is, nobody may see it
+            raise Failure(f"raised {how}: {type(error).__name__}: {error}") from error
+        self.rollbacks += [item.reason for item in result.rollbacks]
+        wrong = [item.reason for item in result.rollbacks if item.reason.startswith("differs by")]
+        if wrong:
+            raise Failure(f"rolled back {how}: {wrong[0]}")
+        return result
+
+    def _same(self, how: str, module: nn.Module) -> None:
+        for call, inputs in enumerate(self.calls):
+            given = tuple(map(torch.clone, inputs))
+            try:
+                with torch.no_grad():
+                    got = module(*given)
+            except Exception as error:
+                raise Failure(f"does not run {how}: {type(error).__name__}: {error}") from error
+            difference = self.expected.difference(call, got, given)
+            if difference:
+                raise Failure(f"differs {how}: call {call}: {difference}")
+
+    def _no_dearer(self, how: str, module: nn.Module) -> None:
+        if self.program.optional:
+            return
+        before, after = self.before, counts_of(module, self._inputs)
+        if after.operators > before.operators:
+            raise Failure(f"more operators {how}: {before.operators} became {after.operators}")
+        if after.price > before.price * CENTS:
+            raise Failure(f"dearer {how}: {after.price / before.price - 1:.2%}")
+
+    @cached_property
+    def before(self) -> Counts:
+        """Of the model as it is."""
+        return counts_of(copy.deepcopy(self.model), self._inputs)
+
+    @property
+    def _inputs(self) -> tuple[Tensor, ...]:
+        """Of the first call, for whoever may write to them."""
+        return tuple(map(torch.clone, self.calls[0]))
+
+    def _finished(self, how: str, module: nn.Module, inputs: Any) -> None:
+        second = self._compiled(f"again {how}", module, inputs)
+        if second.rewritten:
+            found = second.report.fused[0]
+            raise Failure(f"not finished {how}: {found.idiom} at {found.path} is left: {', '.join(found.branches)}")
+        self._same(f"again {how}", second.module)
+
+    def _alike(self, first: nn.Module, second: nn.Module) -> None:
+        if isinstance(first, fx.GraphModule) and first.code != getattr(second, "code", ""):
+            raise Failure("not deterministic: other code")
+        states = (first.state_dict(), second.state_dict())
+        if list(states[0]) != list(states[1]) or not all(map(_bitwise, states[0].values(), states[1].values())):
+            raise Failure("not deterministic: other weights")
+
+    def _traced(self) -> None:
+        """torch.fx's own graph of the model, where it makes a true one."""
+        try:
+            graph = fx.symbolic_trace(copy.deepcopy(self.model))
+            with torch.no_grad():
+                results = [graph(*map(torch.clone, inputs)) for inputs in self.calls]
+            if any(self.expected.difference(call, got, None) for call, got in enumerate(results)):
+                return
+        except UNTRACEABLE:
+            return
+        self._same("graph module", self._compiled("graph module", graph, None).module)
+
+    def _exported(self) -> None:
+        try:
+            program = torch.export.export(copy.deepcopy(self.model), self._inputs)
+            with torch.no_grad():
+                got = program.module()(*self._inputs)
+            if self.expected.difference(0, got, None):
+                return
+        except Exception:  # noqa: BLE001 - torch.export's own, of many classes
+            return
+        try:
+            with torch.no_grad():
+                got = repcompile.fuse(program).module()(*self._inputs)
+        except Exception as error:
+            raise Failure(f"raised exported: {type(error).__name__}: {error}") from error
+        difference = self.expected.difference(0, got, None)
+        if difference:
+            raise Failure(f"differs exported: {difference}")
+
+
+def _bitwise(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
