@@ -190,7 +190,7 @@ class Steep(nn.Module):
         return (self.slope * self.block(x)).sin()
 
 
-@pytest.mark.parametrize("slope", [1.0, 1e4, 1e6])
+@pytest.mark.parametrize("slope", [1.0, 1e5])
 def test_a_model_is_held_to_its_own_rounding(slope: float) -> None:
     """Half of the digits would be too much to ask of a steep one, and too little of a flat one."""
     model, image = Steep(slope), torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(1))
@@ -199,7 +199,7 @@ def test_a_model_is_held_to_its_own_rounding(slope: float) -> None:
     assert native.passed
     half = torch.finfo(torch.float32).eps ** 0.5
     assert (native.bound < 0.1 * half) == (slope == 1.0)
-    assert (native.bound > half) == (slope == 1e6)
+    assert (native.bound > half) == (slope > 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -216,10 +216,10 @@ def test_a_model_that_objects_to_other_weights_is_compared_all_the_same() -> Non
         def __init__(self) -> None:
             super().__init__()
             self.block = block()
-            self.known = float(self.block[0].weight.sum())  # type: ignore[union-attr, operator]
+            self.known = float(self.block[0].weight.detach().double().sum())  # type: ignore[union-attr, operator]
 
         def forward(self, x: Tensor) -> Tensor:
-            assert abs(float(self.block[0].weight.double().sum()) - self.known) < 1e-9  # type: ignore[union-attr, operator]
+            assert abs(float(self.block[0].weight.detach().double().sum()) - self.known) < 1e-9  # type: ignore[union-attr, operator]
             return self.block(x)
 
     model = Particular().eval()
