@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from repcompile.affine import Affine
@@ -41,7 +42,7 @@ def ranges_of(x: Affine, values: Values, read: Reader) -> Ranges | None:
 
 
 def _ranges(kernel: Tensor) -> tuple[float, ...]:
-    return tuple(kernel.flatten(1).abs().amax(1).tolist())
+    return tuple(torch.linalg.vector_norm(kernel.flatten(1), float("inf"), dim=1).tolist())
 
 
 def _spread(ranges: tuple[float, ...]) -> float:

@@ -21,7 +21,7 @@ from repcompile.affine import Affine
 from repcompile.capture import Captured
 from repcompile.compare import Check
 from repcompile.copies import duplicate
-from repcompile.emit import cast, emit
+from repcompile.emit import cast, emit, has_finite_sum
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of
@@ -154,7 +154,8 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> Emitted:
 
 def _require_finite(values: Values, x: Affine) -> None:
     """Raises Inexact where NaN and infinity would meet others than they do in the operators one by one."""
-    if all(part is None or part.isfinite().all() for part in (values.kernel, values.bias, values.border)):
+    parts = [part for part in (values.kernel, values.bias, values.border) if part is not None]
+    if all(has_finite_sum(part) or part.isfinite().all() for part in parts):
         return
     constants = (constant for _, leaf in leaves_of(x) for constant in (leaf.kernel, leaf.bias, leaf.border))
     given = [tensor for constant in constants if constant is not None for tensor in constant.tensors]
