@@ -2,6 +2,7 @@
 
 from repcompile.affine import Affine, Uniform
 from repcompile.axis import Axis
+from repcompile.compare import Check
 from repcompile.compiler import Compilation, compile_model, explain, fuse
 from repcompile.cost import Cost, CostModel, Macs, Roofline
 from repcompile.errors import Inexact, ModelError, RepcompileError, RuleError, VerificationError
@@ -19,7 +20,7 @@ from repcompile.rules import (
     rewrite_rule,
     shape_rule,
 )
-from repcompile.verify import Check, verify
+from repcompile.verify import verify
 
 __version__ = "0.1.0"
 

@@ -390,11 +390,13 @@ class Uniform:
     """y = gain x + shift with one number each: the same in every layout, so neither channels nor axes are known yet.
 
     sizes: what is known of the input's shape, one entry an axis, None where only the run will tell; None: rank unknown.
+    most: gain and shift with every number they were computed from counted as positive; None: their absolute values.
     """
 
     gain: float = 1.0
     shift: float = 0.0
     sizes: tuple[int | None, ...] | None = None
+    most: tuple[float, float] | None = None
 
     @property
     def pointwise(self) -> bool:
@@ -403,6 +405,11 @@ class Uniform:
     @property
     def is_identity(self) -> bool:
         return self.gain == 1.0 and self.shift == 0.0
+
+    @property
+    def magnitudes(self) -> tuple[float, float]:
+        """What the rounding of gain and shift is measured by."""
+        return (abs(self.gain), abs(self.shift)) if self.most is None else self.most
 
     def placed(self, n_axes: int, channels: int | None = None) -> Affine:
         """This map as an `Affine` with `n_axes` spatial axes.
@@ -416,29 +423,33 @@ class Uniform:
             raise Inexact(f"{known} channels meet {channels}")
         width = known if channels is None else channels
         assert width is not None
-        shift = None if self.shift == 0.0 else self.shift
-        return Affine.diagonal(width, n_axes, self.gain, shift)
+        numbers = zip((self.gain, self.shift), self.magnitudes, strict=True)
+        gain, shift = (filled(number, width, (width,), most) for number, most in numbers)
+        return Affine.diagonal(width, n_axes, gain, None if self.shift == 0.0 else shift)
 
     def __add__(self, other: Affine | Uniform | Weight | Scalar) -> Affine | Uniform:
+        gain, shift = self.magnitudes
         if isinstance(other, Uniform):
-            return replace(self, gain=self.gain + other.gain, shift=self.shift + other.shift)
+            most = gain + other.magnitudes[0], shift + other.magnitudes[1]
+            return replace(self, gain=self.gain + other.gain, shift=self.shift + other.shift, most=most)
         if isinstance(other, Affine):
             return _sum(self, other)
         if isinstance(other, int | float):
-            return replace(self, shift=self.shift + other)
+            return replace(self, shift=self.shift + other, most=(gain, shift + abs(other)))
         return _shifted(self._beside(other), other)
 
     __radd__ = __add__
 
     def __mul__(self, gain: Weight | Scalar) -> Affine | Uniform:
         if isinstance(gain, int | float):
-            return replace(self, gain=self.gain * gain, shift=self.shift * gain)
+            most = self.magnitudes[0] * abs(gain), self.magnitudes[1] * abs(gain)
+            return replace(self, gain=self.gain * gain, shift=self.shift * gain, most=most)
         return _scaled(self._beside(gain), gain)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Uniform:
-        return replace(self, gain=-self.gain, shift=-self.shift)
+        return replace(self, gain=-self.gain, shift=-self.shift, most=self.magnitudes)
 
     def __sub__(self, other: Affine | Uniform | Weight | Scalar) -> Affine | Uniform:
         return self + -other

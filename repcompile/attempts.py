@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx
 
 from repcompile.capture import Captured
+from repcompile.compare import compare, largest_of
 from repcompile.errors import Inexact, RuleError
 from repcompile.facts import Facts
 from repcompile.interpret import Interpreter, evaluated_shape
 from repcompile.shapes import Shape
-from repcompile.verify import compare, largest_of
 
 SIZES = ((0, 4.0), (3, 16.0))  # (positions more, standard deviation): small values and such that saturate
 CHANNELS = ("in_channels", "num_features", "in_features", "num_channels", "normalized_shape")

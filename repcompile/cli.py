@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     why = commands.add_parser("explain", help="say what would be fused in a model, what not, and why not")
     why.add_argument("factory", help="package.module:function that returns a model, e.g. torchvision.models:resnet18")
     why.add_argument("arguments", nargs="*", help="arguments of the factory: value, or name=value")
+    why.add_argument("--ranges", action="store_true", help="how far the channels' weights are apart, for quantizing")
     why.set_defaults(command=_explain)
     for command in (show, why):
         command.add_argument(
@@ -75,7 +76,10 @@ def _demo(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace) -> None:
     positional = [_value(a) for a in options.arguments if "=" not in a]
     named = {name: _value(text) for name, text in (a.split("=", 1) for a in options.arguments if "=" in a)}
-    Console().print(explain(_made(options.factory, positional, named).eval(), **_choices(options)))
+    report = explain(_made(options.factory, positional, named).eval(), **_choices(options))
+    Console().print(report)
+    if options.ranges:
+        Console().print(report.ranges)
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:

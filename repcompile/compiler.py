@@ -8,6 +8,7 @@ from typing import overload
 from torch import nn
 from torch.export import ExportedProgram
 
+from repcompile.compare import Check
 from repcompile.cost import CostModel, Roofline
 from repcompile.errors import RuleError, VerificationError
 from repcompile.exported import examples_of, module_of, program_of
@@ -16,7 +17,7 @@ from repcompile.rounds import Compilation, Inputs, Settings, compiled
 from repcompile.rules import DEFAULT, RuleSet, load_rules
 from repcompile.selection import Choice, selected
 from repcompile.threads import modes_kept
-from repcompile.verify import Check, verify
+from repcompile.verify import verify
 from repcompile.wrappers import unwrapped
 
 Rules = RuleSet | str  # the name of rules that a package offers means those on top of `DEFAULT`

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from repcompile.compare import Check
 from repcompile.compiler import Compilation, compile_model
 from repcompile.measure import Measure, latencies, measure
-from repcompile.verify import Check, verify
+from repcompile.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
     ((dtype, device),) = kinds
     for name, parameter in list(module.named_parameters()):
         rounded = parameter.detach().to(device=device, dtype=dtype, copy=True)
-        if not _all_finite(rounded) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
+        if not has_finite_sum(rounded) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
             raise Inexact(f"folded values do not fit {dtype}")
         owner, _, field = name.rpartition(".")
         learns = any(tensor.requires_grad for tensor in like)
@@ -155,7 +155,7 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
     return module.eval()
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def has_finite_sum(tensor: Tensor) -> bool:
     """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
     return bool(tensor.sum(dtype=torch.float64).isfinite())
 

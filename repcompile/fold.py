@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -13,6 +13,8 @@ from repcompile.affine import Affine, Compose, Concat, Gather, Leaf, Linear, Sel
 from repcompile.axis import Axis
 from repcompile.values import Reader, Values, in_float64
 
+LeafReader = Callable[[Leaf], Values]
+
 
 def fold(x: Affine, read: Reader = in_float64) -> Values:
     """Kernel, bias and border term of `x` in float64.
@@ -20,7 +22,26 @@ def fold(x: Affine, read: Reader = in_float64) -> Values:
     A part that is used twice is evaluated once.  read: turns a parameter into float64; pass one that remembers to share
     the conversions.
     """
-    return _fold(x, read, {})
+
+    def exact(leaf: Leaf) -> Values:
+        extra = (None if constant is None else constant.exact(read) for constant in (leaf.bias, leaf.border))
+        return Values(leaf.kernel.exact(read), *extra)
+
+    return _fold(x, exact, {})
+
+
+def magnitudes(x: Affine, read: Reader = in_float64) -> Values:
+    """The numbers of `x` with every term that they are added up from counted as positive.
+
+    Applied to the absolute values of an image they give the sum of the absolute values of all products that any
+    evaluation of `x` adds up: what its rounding is measured by (docs/math.md, section 10).
+    """
+
+    def positive(leaf: Leaf) -> Values:
+        extra = (None if constant is None else constant.magnitude(read) for constant in (leaf.bias, leaf.border))
+        return Values(leaf.kernel.magnitude(read), *extra)
+
+    return _fold(x, positive, {})
 
 
 def apply(x: Affine, image: Tensor) -> Tensor:
@@ -29,6 +50,35 @@ def apply(x: Affine, image: Tensor) -> Tensor:
     image: (n, c_in, *spatial), or (..., c_in) without spatial axes.
     """
     return applied(x, fold(x), image)
+
+
+def leaves_of(x: Affine) -> list[tuple[Affine, Leaf]]:
+    """The maps that `x` is composed and added up from, each once, and their constants."""
+    found: list[tuple[Affine, Leaf]] = []
+    stack, seen = [x], set[int]()
+    while stack:
+        top = stack.pop()
+        if id(top) in seen:
+            continue
+        seen.add(id(top))
+        if isinstance(top.parts, Leaf):
+            found.append((top, top.parts))
+        stack.extend(_operands(top))
+    return found
+
+
+def _operands(x: Affine) -> Sequence[Affine]:
+    match x.parts:
+        case Compose(outer, inner):
+            return outer, inner
+        case Sum(left, right):
+            return right, left
+        case Concat(maps):
+            return maps[::-1]
+        case Spread(inner) | Gather(inner, _) | Linear(inner) | Unrolled(inner, _):
+            return (inner,)
+        case Leaf() | Select():
+            return ()
 
 
 def applied(x: Affine, values: Values, image: Tensor) -> Tensor:
@@ -68,17 +118,16 @@ def _spread_out(x: Affine, image: Tensor) -> Tensor:
     return result
 
 
-def _fold(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
+def _fold(x: Affine, read: LeafReader, done: dict[int, Values]) -> Values:
     if id(x) not in done:
         done[id(x)] = _evaluate(x, read, done)
     return done[id(x)]
 
 
-def _evaluate(x: Affine, read: Reader, done: dict[int, Values]) -> Values:
+def _evaluate(x: Affine, read: LeafReader, done: dict[int, Values]) -> Values:
     match x.parts:
-        case Leaf(kernel, bias, border):
-            extra = (None if constant is None else constant.exact(read) for constant in (bias, border))
-            return Values(kernel.exact(read), *extra)
+        case Leaf():
+            return read(x.parts)
         case Spread(inner):
             values = _fold(inner, read, done)
             return Values(values.kernel.reshape(*values.kernel.shape[:2], *[1] * len(x.axes)), values.bias)

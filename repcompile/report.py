@@ -14,15 +14,16 @@ from torch import fx, nn
 from repcompile.affine import Affine
 from repcompile.branches import branches_of, name_of
 from repcompile.capture import Captured
+from repcompile.compare import Check
 from repcompile.cost import total
 from repcompile.facts import Facts
 from repcompile.idioms import Idiom
 from repcompile.plan import Plan
+from repcompile.ranges import Ranges
 from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.rewrites import Replacement, Rewrites
 from repcompile.selection import SKIPPED
-from repcompile.verify import Check
 
 WIDTH = 120
 
@@ -32,7 +33,10 @@ class Fused:
     """A region that became one operator.
 
     idiom: what people call it.  path: where it is in the model.  branches: in the words of `idioms`.
-    operators: how many kernels it was.
+    operators: how many kernels it was.  error: largest difference from these in float64, relative to the largest value.
+    check: the same with its bound and its place; None where nothing is computed any more.
+    rounded: after the new weights were rounded to the model's dtype.  ranges: of the weights, before and after.
+    n_axes: spatial axes of what it returns, None where its channels are not on an axis of their own.
     """
 
     idiom: str
@@ -40,6 +44,38 @@ class Fused:
     branches: tuple[str, ...]
     operators: int
     error: float
+    check: Check | None = None
+    rounded: Check | None = None
+    ranges: Ranges | None = None
+    n_axes: int | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.path}: {self.idiom}"
+        if self.check is None or self.rounded is None:
+            return name
+        checks = (("in float64", self.check), ("with rounded weights", self.rounded))
+        return f"{name}; " + "; ".join(f"{when} {self._said(check)}" for when, check in checks)
+
+    def _said(self, check: Check) -> str:
+        return f"off by {check.error:.1e} of at most {check.bound:.1e}, most at {_place(check, self.n_axes)}"
+
+
+class RangesReport(dict[str, Ranges]):
+    """Ranges of weights by path of the fused region, the widest spread first."""
+
+    def __init__(self, ranges: Mapping[str, Ranges]) -> None:
+        super().__init__(sorted(ranges.items(), key=lambda item: -item[1].spread_after))
+
+    def __rich__(self) -> RenderableType:
+        table = _table("weights of", "channels", "largest / smallest before", "after", "")
+        for path, ranges in self.items():
+            spreads = (f"{spread:.1f}" for spread in (ranges.spread_before, ranges.spread_after))
+            dead = sum(size == 0.0 for size in ranges.after)
+            table.add_row(path, str(len(ranges.after)), *spreads, f"{dead} without weights" if dead else "")
+        return table
+
+    def __str__(self) -> str:
+        return _text(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +125,16 @@ class Report:
         """How many regions of each name."""
         return Counter(item.idiom for item in self.fused)
 
+    @property
+    def ranges(self) -> RangesReport:
+        """How far the channels' weights are apart, for those who quantize next: by path.  `print` it."""
+        return RangesReport({item.path: item.ranges for item in self.fused if item.ranges is not None})
+
     def __rich__(self) -> RenderableType:
         return Group(*self._parts())
 
     def __str__(self) -> str:
-        console = Console(width=WIDTH, no_color=True, highlight=False)
-        with console.capture() as text:
-            console.print(self)
-        return text.get().rstrip()
+        return _text(self)
 
     def _parts(self) -> Iterable[RenderableType]:
         before, after = sum(item.operators for item in self.fused), len(self.fused)
@@ -114,11 +152,13 @@ class Report:
             yield Text(f"largest difference, relative: {exact.relative:.1e} in float64, {native.relative:.1e} as it is")
 
     def _fused_table(self) -> Table:
-        table = _table("fused as", "regions", "operators", "largest error", "for example")
+        table = _table("fused as", "regions", "operators", "largest error < bound", "for example")
         for idiom, count in Counter(item.idiom for item in self.fused).most_common():
             items = [item for item in self.fused if item.idiom == idiom]
             operators = f"{sum(item.operators for item in items)} -> {count}"
-            table.add_row(idiom, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
+            worst = max(items, key=lambda item: item.error)
+            share = "" if worst.check is None else f" < {worst.check.bound / (worst.check.scale or 1.0):.1e}"
+            table.add_row(idiom, str(count), operators, f"{worst.error:.1e}{share}", items[0].path)
         return table
 
     def _rewritten_table(self) -> Table:
@@ -128,6 +168,16 @@ class Report:
             operators = f"{sum(item.before for item in items)} -> {sum(item.after for item in items)}"
             table.add_row(rule, str(count), operators, f"{max(i.error for i in items):.1e}", items[0].path)
         return table
+
+
+def _place(check: Check, n_axes: int | None) -> str:
+    """Channel, position, and whether its window sticks out of the image."""
+    place = check.place
+    if n_axes is None or len(place) <= n_axes:
+        return str(place)
+    channel, position = place[len(place) - 1 - n_axes], place[len(place) - n_axes :]
+    side = "" if check.border is None else ", border" if check.border else ", interior"
+    return f"channel {channel}" + (f", position {position}" if position else "") + side
 
 
 def _reasons(heading: str, lines: Sequence[Left]) -> Table:
@@ -218,7 +268,10 @@ def _fused(item: Rewritten, facts: Facts, idioms: Sequence[Idiom]) -> Fused:
     error = 0.0 if item.check is None else item.check.relative
     branches = branches_of(item.region, facts) or ()
     path = item.path or _path(item.region.sink)
-    return Fused(name_of(item.region, facts, idioms), path, branches, total(item.region.before).launches, error)
+    x = item.region.fact.map
+    n_axes = len(x.axes) if isinstance(x, Affine) and item.region.fact.ends else None
+    name, operators = name_of(item.region, facts, idioms), total(item.region.before).launches
+    return Fused(name, path, branches, operators, error, item.check, item.rounded, item.ranges, n_axes)
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
@@ -241,6 +294,13 @@ def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:
 def _says_something(node: fx.Node, source: fx.Node, facts: Facts) -> bool:
     """Whether somebody might have expected this to fuse: the values in between are operators of the algebra."""
     return node.op == "call_module" or len(facts.maps.get(node, ())) > 0 or source in facts.rules
+
+
+def _text(item: RenderableType) -> str:
+    console = Console(width=WIDTH, no_color=True, highlight=False)
+    with console.capture() as text:
+        console.print(item)
+    return text.get().rstrip()
 
 
 def _times(least: float, most: float | None = None) -> str:

@@ -19,26 +19,29 @@ from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.compare import Check
 from repcompile.copies import duplicate
-from repcompile.emit import cast, emit
+from repcompile.emit import cast, emit, has_finite_sum
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
-from repcompile.fold import fold
+from repcompile.fold import fold, leaves_of
 from repcompile.graphs import Fused, keep
 from repcompile.inplace import is_fresh
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import FixedDtype, of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
+from repcompile.outcomes import verify_region
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
+from repcompile.ranges import Ranges, ranges_of
 from repcompile.ranks import ranks_to_check
 from repcompile.regions import Region, answered
 from repcompile.regroup import TWIN
 from repcompile.rules.ruleset import RuleSet
 from repcompile.tracing import KEPT
 from repcompile.trial import Trial
-from repcompile.verify import Check, verify_region
+from repcompile.values import Values
 
 WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),)
 
@@ -47,7 +50,9 @@ WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose
 class Rewritten:
     """A region and the operator that took its place.
 
-    path: name of the new module, "" where the region was an identity.  check: against the nodes that it replaced.
+    path: name of the new module, "" where the region was an identity.
+    check: against the nodes that it replaced, in float64.  rounded: after its weights were rounded to their dtype.
+    ranges: of the weights, before and after.
     rank: the number of axes that the source is checked to have, None where no other can come.
     """
 
@@ -56,6 +61,8 @@ class Rewritten:
     module: nn.Module | None
     check: Check | None
     rank: int | None = None
+    rounded: Check | None = None
+    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,17 @@ class Rollback:
     reason: str
 
 
-Emission = tuple[nn.Module | None, Check | None] | str  # (module, check), or the reason why not
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The operator for a region, None for an identity; the rest as of `Rewritten`."""
+
+    module: nn.Module | None = None
+    check: Check | None = None
+    rounded: Check | None = None
+    ranges: Ranges | None = None
+
+
+Emission = Emitted | str  # or the reason why not
 
 
 def rewrite(
@@ -84,7 +101,7 @@ def rewrite(
     inner: what stands for modules inside those that stay Python, by path.
     known: what became of regions in an earlier plan; it gets what becomes of these.
     """
-    emitted: list[tuple[Region, nn.Module | None, Check | None]] = []
+    emitted: list[tuple[Region, Emitted]] = []
     rollbacks: list[Rollback] = []
     known, trial = {} if known is None else known, Trial(captured, facts, rules)
     for region in plan.chosen:
@@ -94,10 +111,13 @@ def rewrite(
         if isinstance(result, str):
             rollbacks.append(Rollback(region, result))
         else:
-            emitted.append((region, *result))
-    regions = [region for region, _, _ in emitted]
+            emitted.append((region, result))
+    regions = [region for region, _ in emitted]
     names, ranks = names_of_regions(regions, captured, facts), ranks_to_check(regions, captured, facts)
-    done = tuple(Rewritten(r, name, m, c, ranks.get(r)) for (r, m, c), name in zip(emitted, names, strict=True))
+    done = tuple(
+        Rewritten(region, name, made.module, made.check, ranks.get(region), made.rounded, made.ranges)
+        for (region, made), name in zip(emitted, names, strict=True)
+    )
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
 
@@ -109,21 +129,43 @@ def _tried(region: Region, captured: Captured, facts: Facts, trial: Trial) -> Em
         return str(reason)
 
 
-def _emitted(region: Region, captured: Captured, facts: Facts) -> tuple[nn.Module | None, Check | None]:
+def _emitted(region: Region, captured: Captured, facts: Facts) -> Emitted:
+    """Raises Inexact, with the reason, if the nodes have to stay."""
     x = region.fact.map
     if not isinstance(x, Affine):
-        return None, None
+        return Emitted()
     read = Remembering()
     try:
         with torch.no_grad():  # as the model runs: torch has kernels that round differently with gradients
             values = fold(x, read)
+            _require_finite(values, x)
             module = emit(x, values)
-            check = verify_region(region, values, module, captured, facts, read)
+            outcome = verify_region(region, module, captured, facts, read)
+            check = outcome.check
+            _require(check, "differs")
+            ranges = ranges_of(x, values, read)
+            module = cast(module, _weights(region, captured, facts))
+            rounded = outcome.rounded(module)
+            _require(rounded, "with its weights rounded once it differs")
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # an operator of the user's, on our random image
         raise Inexact(f"it could not be checked: {error}") from error
+    return Emitted(module, check, rounded, ranges)
+
+
+def _require_finite(values: Values, x: Affine) -> None:
+    """Raises Inexact where NaN and infinity would meet others than they do in the operators one by one."""
+    parts = [part for part in (values.kernel, values.bias, values.border) if part is not None]
+    if all(has_finite_sum(part) or part.isfinite().all() for part in parts):
+        return
+    constants = (constant for _, leaf in leaves_of(x) for constant in (leaf.kernel, leaf.bias, leaf.border))
+    given = [tensor for constant in constants if constant is not None for tensor in constant.tensors]
+    finite = all(tensor.isfinite().all() for tensor in given)
+    raise Inexact("it folds to values that are not finite" if finite else "its weights hold NaN or infinity")
+
+
+def _require(check: Check, differs: str) -> None:
     if not check.passed:
-        raise Inexact(f"differs by {check.error:.2e} at {check.place}, where rounding explains {check.bound:.2e}")
-    return cast(module, _weights(region, captured, facts)), check
+        raise Inexact(f"{differs} by {check.error:.2e} at {check.place}, where rounding explains {check.bound:.2e}")
 
 
 def _weights(region: Region, captured: Captured, facts: Facts) -> tuple[Tensor, ...]:

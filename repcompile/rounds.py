@@ -13,6 +13,7 @@ from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
 from repcompile.classes import hooked, move_hooks
+from repcompile.compare import Check
 from repcompile.copies import duplicate
 from repcompile.cost import CostModel
 from repcompile.defaults import specialized, standing_in
@@ -31,7 +32,7 @@ from repcompile.rewrites import Rewrites, rewritten_by
 from repcompile.rules import RuleSet
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.trial import Trial
-from repcompile.verify import Check, compare_outputs, same_results
+from repcompile.verify import compare_outputs, same_results
 
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]

@@ -16,15 +16,15 @@ from torch import Tensor, fx
 
 from repcompile.affine import Affine, Uniform
 from repcompile.capture import Captured, called
+from repcompile.compare import compare
 from repcompile.emit import emit
 from repcompile.errors import Inexact, RuleError
 from repcompile.facts import KINDS, Facts
 from repcompile.fold import fold
 from repcompile.interpret import Interpreter, Remembering, evaluated, evaluated_shape
+from repcompile.outcomes import Outcome, dtype_of, outcome_of
 from repcompile.regions import Region, interior_of
 from repcompile.rules.ruleset import Rule, RuleSet
-from repcompile.values import Values
-from repcompile.verify import Outcome, compare, dtype_of, outcome_of
 
 LARGER = (4, 9)  # positions more than a border and an inside take: even and odd, divisible by a stride and not
 USERS_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # of an operator on our random image
@@ -89,10 +89,10 @@ class Trial:
 
     def _outcome(self, region: Region, larger: int) -> Outcome:
         """Raises Inexact if the nodes cannot be run on a random image."""
-        values, module = _computed(region)
+        module = _computed(region)
         read = Remembering()  # its own, so that a fold that writes to weights shows
         try:
-            return outcome_of(region, values, module, self.captured, self.facts, read, larger)
+            return outcome_of(region, module, self.captured, self.facts, read, larger)
         except USERS_ERRORS as error:
             raise Inexact(f"it could not be checked: {error}") from error
 
@@ -125,14 +125,13 @@ class Trial:
                 self._fail(repr(rule.name), node, reason)
 
 
-def _computed(region: Region) -> tuple[Values | None, Callable[[Tensor], Tensor]]:
-    """(numbers, function) of the map that the rules claim."""
+def _computed(region: Region) -> Callable[[Tensor], Tensor]:
+    """The map that the rules claim."""
     x = region.fact.map
     if isinstance(x, Uniform):
-        return None, lambda image: x.gain * image + x.shift
+        return lambda image: x.gain * image + x.shift
     with torch.no_grad():
-        values = fold(x, Remembering())
-        return values, emit(x, values)
+        return emit(x, fold(x, Remembering()))
 
 
 def _difference(outcome: Outcome, region: Region) -> str:

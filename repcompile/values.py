@@ -35,19 +35,29 @@ class Constant:
     """A tensor that does not depend on any input: a parameter, a buffer, or `function` of some, evaluated in float64.
 
     Its shape is known without evaluating it.
+    positive: `function` with every term counted as positive, of the operands' magnitudes; where nothing can cancel
+    inside `function`, None.
     """
 
     shape: tuple[int, ...]
     operands: tuple[Constant | Tensor, ...]
     function: Callable[..., Tensor] | None = None
+    positive: Callable[..., Tensor] | None = None
 
     def exact(self, read: Reader = in_float64) -> Tensor:
         """The value in float64; `read` turns a parameter into float64 and may remember it."""
         arguments = [o.exact(read) if isinstance(o, Constant) else read(o) for o in self.operands]
         return arguments[0] if self.function is None else self.function(*arguments).reshape(self.shape)
 
+    def magnitude(self, read: Reader = in_float64) -> Tensor:
+        """The sum of the absolute values of its terms, in float64: what its rounding is measured by."""
+        if self.positive is None:
+            return self.exact(read).abs()
+        sizes = [o.magnitude(read) if isinstance(o, Constant) else read(o).abs() for o in self.operands]
+        return self.positive(*sizes).reshape(self.shape)
+
     def __neg__(self) -> Constant:
-        return Constant(self.shape, (self,), torch.neg)
+        return Constant(self.shape, (self,), torch.neg, _itself)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -70,13 +80,31 @@ def as_constant(weight: Weight) -> Constant:
     return Constant(tuple(weight.shape), (weight,))
 
 
-def computed(function: Callable[..., Tensor], *operands: Weight, shape: tuple[int, ...]) -> Constant:
-    """`function(*operands)` of the given shape, evaluated in float64 when it is folded."""
-    return Constant(shape, tuple(as_constant(operand) for operand in operands), function)
+def computed(
+    function: Callable[..., Tensor],
+    *operands: Weight,
+    shape: tuple[int, ...],
+    positive: Callable[..., Tensor] | None = None,
+) -> Constant:
+    """`function(*operands)` of the given shape, evaluated in float64 when it is folded.  positive: as of `Constant`."""
+    return Constant(shape, tuple(as_constant(operand) for operand in operands), function, positive)
 
 
-def filled(number: Weight | float, count: int, shape: tuple[int, ...]) -> Constant:
-    """`count` numbers laid out in `shape`: those of a tensor with as many entries, or one number for all."""
+def filled(number: Weight | float, count: int, shape: tuple[int, ...], most: float | None = None) -> Constant:
+    """`count` numbers laid out in `shape`: those of a tensor with as many entries, or one number for all.
+
+    most: the sum of the absolute values of the terms that the one number was added up from.
+    """
     if isinstance(number, int | float):
-        return Constant(shape, (), lambda: torch.full(shape, float(number), dtype=torch.float64))
-    return computed(lambda tensor: tensor.reshape(-1).expand(count), number, shape=shape)
+        size = abs(float(number)) if most is None else most
+        numbers = (lambda value=value: torch.full(shape, value, dtype=torch.float64) for value in (float(number), size))
+        return Constant(shape, (), *numbers)
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1).expand(count)
+
+    return computed(spread, number, shape=shape, positive=spread)
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value

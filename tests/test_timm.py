@@ -1,6 +1,7 @@
 """Networks of timm through the compiler, and our rounding against that of timm's own converter."""
 
 import copy
+from statistics import median
 from typing import Any
 
 import pytest
@@ -47,6 +48,22 @@ def test_rounding_against_timms_converter(name: str, dtype: torch.dtype, most: f
         theirs = relative_error(timm.utils.reparameterize_model(copy.deepcopy(model))(images), exact)
         ours = relative_error(fuse(model)(images), exact)
     assert 0 < ours < most * theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_in_bfloat16_the_fused_model_is_closest_to_the_original(seed: int) -> None:
+    """The original in float64; fused and then rounded, rounded as it is, and through timm's converter in bfloat16."""
+    torch.manual_seed(seed)
+    model = randomize(timm.create_model("fastvit_t8"), seed).eval().double()
+    images = synthetic_images(8, 64).bfloat16()
+    rounded = copy.deepcopy(model).bfloat16()
+    models = (fuse(model).bfloat16(), rounded, timm.utils.reparameterize_model(copy.deepcopy(rounded)))
+    with torch.no_grad():
+        exact = model(images.double())
+        ours, unfused, theirs = (median(map(relative_error, each(images), exact)) for each in models)
+    assert 0 < ours < unfused
+    assert ours < 0.7 * theirs
 
 
 @pytest.mark.parametrize("name", FASTVIT)

@@ -16,17 +16,19 @@ from repcompile import Macs, VerificationError, fuse, verify
 from repcompile.affine import Affine
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.compare import Check, compare
 from repcompile.emit import emit
 from repcompile.facts import Facts, affine_facts
 from repcompile.fold import fold
 from repcompile.interpret import Remembering
 from repcompile.modules import BorderConv
+from repcompile.outcomes import Outcome, verify_region
 from repcompile.regions import Region, candidate_regions
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from repcompile.values import Values
-from repcompile.verify import Check, compare, compare_outputs, verify_region
+from repcompile.verify import compare_outputs
 
 INF, NAN = float("inf"), float("nan")
 
@@ -164,6 +166,80 @@ def test_a_wrong_model_fails_where_it_is_wrong() -> None:
         assert check.place[1] == 2
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+@given(seed=st.integers(0, 999))
+def test_a_model_that_is_slightly_wrong_fails(dtype: torch.dtype, off: float, seed: int) -> None:
+    """One channel's weights off by some hundred roundings."""
+    model = block().to(dtype)
+    fused = fuse(model)
+    image = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    assert all(check.passed for check in verify(model, fused, (image,)))
+    with torch.no_grad():
+        next(module for module in fused.modules() if isinstance(module, nn.Conv2d)).weight[1] *= 1.0 + off
+    assert not any(check.passed for check in verify(model, fused, (image,)))
+
+
+class Steep(nn.Module):
+    """What rounding leaves of its input, magnified."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.block, self.slope = block(), slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope * self.block(x)).sin()
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e5])
+def test_a_model_is_held_to_its_own_rounding(slope: float) -> None:
+    """Half of the digits would be too much to ask of a steep one, and too little of a flat one."""
+    model, image = Steep(slope), torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+    exact, native = verify(model.eval(), fuse(model.eval()), (image,))
+    assert exact.passed
+    assert native.passed
+    half = torch.finfo(torch.float32).eps ** 0.5
+    assert (native.bound < 0.1 * half) == (slope == 1.0)
+    assert (native.bound > half) == (slope > 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_without_weights(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(2)).eval()
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for check in verify(model, fuse(model, (image,)), (image,)):
+        assert check.passed
+        assert 0 < check.bound < 1e3 * torch.finfo(dtype).eps
+
+
+def test_a_model_that_objects_to_other_weights_is_compared_all_the_same() -> None:
+    class Particular(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = block()
+            self.known = float(self.block[0].weight.detach().double().sum())  # type: ignore[union-attr, operator]
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert abs(float(self.block[0].weight.detach().double().sum()) - self.known) < 1e-9  # type: ignore[union-attr, operator]
+            return self.block(x)
+
+    model = Particular().eval()
+    exact, native = verify(model, fuse(model), (torch.randn(1, 3, 6, 5),))
+    assert exact.passed
+    assert native.passed
+
+
+def test_a_bound_for_each_entry() -> None:
+    """The worst place is the one that is farthest beyond its own bound; one that is no number explains nothing."""
+    got, expected = torch.tensor([1.1, 2.5, 0.0]), torch.tensor([1.0, 2.0, 0.0])
+    bound = torch.tensor([0.01, 1.0, INF])
+    assert compare(got, expected, bound).place == (0,)
+    assert not compare(got, expected, bound).passed
+    assert compare(got, expected, torch.tensor([0.2, 0.5, NAN])).passed
+    assert not compare(torch.tensor([1.0, 2.0, 0.1]), expected, bound).passed
+    assert not compare(got[:2], expected, bound).passed
+    assert compare(expected, expected, torch.zeros(3)).passed
+
+
 # -- a region ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,8 +255,11 @@ class Emitted:
 
     def check(self, values: Values | None = None) -> Check:
         """Verify the module that has the numbers `values` instead of the right ones."""
-        module = emit(self.x, values or self.values)
-        return verify_region(self.region, self.values, module, self.captured, self.facts, Remembering())
+        return self.outcome(emit(self.x, values or self.values)).check
+
+    def outcome(self, module: nn.Module) -> Outcome:
+        """What `module` makes of the probe."""
+        return verify_region(self.region, module, self.captured, self.facts, Remembering())
 
 
 def largest_region(model: nn.Module) -> Emitted:

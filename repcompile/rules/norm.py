@@ -65,8 +65,12 @@ def fold_norm(
         centre = -mean * gain(var, *rest)
         return centre + rest[-1] if bias is not None else centre
 
+    def positive(mean: Tensor, *rest: Tensor) -> Tensor:
+        return shift(-mean, *rest)
+
     scales = affine[:1] if weight is not None else []
-    return computed(gain, var, *scales, shape=shape), computed(shift, mean, var, *affine, shape=shape)
+    centred = computed(shift, mean, var, *affine, shape=shape, positive=positive)
+    return computed(gain, var, *scales, shape=shape), centred
 
 
 def _normalized(

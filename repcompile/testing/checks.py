@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from repcompile.affine import Affine
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.compare import compare, largest_of
 from repcompile.compiler import compile_model
 from repcompile.copies import duplicate
 from repcompile.errors import Inexact, RuleError
@@ -20,7 +21,6 @@ from repcompile.rules import DEFAULT, RewriteRule, Rule, RuleSet, shape_rule
 from repcompile.rules.wildcards import AnyModule
 from repcompile.shapes import Shape, Size, unknown
 from repcompile.trial import Trial
-from repcompile.verify import compare, largest_of
 
 Operator = Callable[[Tensor], Tensor]
 MORE = 3  # positions along each axis of the second input

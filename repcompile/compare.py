@@ -1,0 +1,65 @@
+"""Two tensors that should be equal: the largest difference, and where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The comparison of two results.
+
+    error: largest absolute difference, or the one that is largest beside its bound, where the bound varies.
+    scale: largest absolute value.  bound: what rounding explains there.  place: index of that difference.
+    border: whether the window of that output sticks out of the image; None where there is none, or nobody knows.
+    """
+
+    error: float
+    scale: float
+    bound: float
+    place: tuple[int, ...] = ()
+    border: bool | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound < float("inf")
+
+    @property
+    def relative(self) -> float:
+        """error / scale"""
+        return self.error / self.scale if self.scale else self.error
+
+
+def compare(got: Tensor, expected: Tensor, bound: float | Tensor) -> Check:
+    """The largest difference, and where it is; a shape or a NaN that differs fails.
+
+    bound: of all entries, or of each; then the difference that is largest beside its bound.
+    """
+    if got.shape != expected.shape:
+        return Check(float("inf"), 1.0, 0.0 if isinstance(bound, Tensor) else bound)
+    if not got.numel():
+        return Check(0.0, 0.0, 0.0 if isinstance(bound, Tensor) else bound)
+    difference = (got - expected).abs_()
+    if not difference.sum().isfinite():
+        difference[(got == expected) | (got.isnan() & expected.isnan())] = 0.0
+        difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
+    if isinstance(bound, Tensor):  # one that is no number explains nothing
+        bound = torch.where(bound.isfinite(), bound, 0.0)
+        share = (difference / bound).nan_to_num_(nan=0.0, posinf=float("inf"))
+    else:
+        share = difference
+    worst = int(share.argmax())
+    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
+    limit = bound.flatten()[worst].item() if isinstance(bound, Tensor) else bound
+    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), limit, place)
+
+
+def largest_of(tensor: Tensor) -> float:
+    """The largest absolute value."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return max(-low.item(), high.item())
