@@ -8,6 +8,7 @@ exist), each question asked once.
 from __future__ import annotations
 
 import operator
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def canonicalize(captured: Captured) -> Captured:
             continue
         if _is_sum_of_stack(node):
             _add_up(node)
-        elif _does_nothing(node, captured) and (node not in written or _is_name(node, captured)):
+        elif _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
         elif question_of(node) is not None:
@@ -133,6 +134,16 @@ def _does_nothing(node: fx.Node, captured: Captured) -> bool:
     if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
         return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
     return (_neutral(node) and _floating(_operand(node), captured)) or _scaled_by_ones(node, captured)
+
+
+def _is_copy_of(node: fx.Node, written: Container[fx.Node], captured: Captured) -> bool:
+    """Whether the result, or what it is equal to, may be written to: then they are two tensors and stay two."""
+    if node in written:
+        return True
+    value = _operand(node)
+    while value not in written and not is_fresh(value, captured.classes) and value.all_input_nodes:
+        value = value.all_input_nodes[0]
+    return value in written
 
 
 def _is_name(node: fx.Node, captured: Captured) -> bool:

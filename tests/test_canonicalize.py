@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repcompile import fuse
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
 from tests.test_hostile import Net, check, conv, gain, images, made, norm, parts, refusal, run_by
@@ -209,3 +210,21 @@ def test_ones_that_broadcast_stay() -> None:
     """One channel times four ones is four channels."""
     model = Net(lambda m, x: m.conv(x) * m.gain, conv=nn.Conv2d(4, 1, 1), gain=nn.Parameter(torch.ones(4, 1, 1)))
     check(model.double().eval(), *images(), examples=(False,))
+
+
+def test_a_copy_of_what_is_written_later_stays_a_copy() -> None:
+    """Leaky ReLU of slope 1 changes no number; its result is a tensor of its own when the input is overwritten."""
+
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same, self.act = nn.LeakyReLU(1.0), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, z = self.same(x), self.same(x.flatten(1))
+            self.act(x)
+            return y, z
+
+    x = torch.tensor([[-1.0, 2.0]])
+    got = fuse(Overwrites().eval())(x.clone())
+    assert all(torch.equal(value, x) for value in got)

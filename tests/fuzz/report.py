@@ -101,7 +101,11 @@ def run(seed: int, programs: int, seconds: float, workers: int) -> Tally:
     with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
         for part in pool.imap_unordered(partial(tally_of, end=end), batches):
             tally.add(part)
+            for seed, text in part.failures:
+                print(f"\nseed {seed}: {text}")
             print(f"\r{tally.programs} programs, {len(tally.failures)} failures", end="", flush=True)
+            if time.time() > end:
+                break
     print()
     return tally
 
