@@ -108,6 +108,7 @@ class BorderConv(nn.Module):
     """
 
     __constants__ = ["n_axes", "pads_first"]  # noqa: RUF012 - as torch.jit.script wants it
+    __jit_ignored_attributes__ = ["_maps"]  # noqa: RUF012
 
     def __init__(self, conv: nn.modules.conv._ConvNd, border: Tensor, pads: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -130,6 +131,11 @@ class BorderConv(nn.Module):
     def forget(self) -> None:
         """Drop the maps computed so far."""
         self._maps.clear()
+
+    @torch.jit.unused
+    def remember_nothing(self) -> None:
+        """Start with maps of its own, in a shallow copy."""
+        self._maps = {}
 
     def extra_repr(self) -> str:
         return f"pads={self.pads}" if self.pads else ""
