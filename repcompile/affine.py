@@ -305,7 +305,9 @@ class Affine:
 
     def __matmul__(self, inner: Affine | Uniform) -> Affine:
         """`(outer @ inner)(x) == outer(inner(x))` for every x, borders included, or `Inexact`."""
-        inner = inner.placed(len(self.axes), self.c_in) if isinstance(inner, Uniform) else inner
+        if isinstance(inner, Uniform):
+            placed = inner.placed(len(self.axes), self.c_in)
+            return self if inner.is_identity else self @ placed
         if inner.c_out != self.c_in or len(inner.axes) != len(self.axes):
             raise Inexact(f"{_shape(self)} cannot read the output of {_shape(inner)}")
         stays = not self.pads  # a bias of inner is seen as a constant

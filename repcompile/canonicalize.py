@@ -33,6 +33,7 @@ ACTIVATIONS = (
 KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 FLOATING_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, F.batch_norm, F.layer_norm, F.group_norm)
+COPYING = {"view": "reshape", "view_as": "reshape_as"}  # the same, also where strides turn out other than they were
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
 
@@ -43,6 +44,8 @@ def canonicalize(captured: Captured) -> Captured:
     seen: dict[Any, fx.Node] = {}
     written = exposed(captured.graph, captured.opaque, captured.classes)
     for node in list(captured.graph.nodes):
+        if node.op == "call_method" and node.target in COPYING and _of_sizes(node):
+            node.target = COPYING[str(node.target)]
         if captured.stays(node):
             continue
         if _is_sum_of_stack(node):
@@ -57,6 +60,13 @@ def canonicalize(captured: Captured) -> Captured:
             _ask_once(node, seen)
     captured.graph.eliminate_dead_code(is_impure_node=lambda node: not _droppable(node, captured))
     return captured
+
+
+def _of_sizes(node: fx.Node) -> bool:
+    """Whether a `view` is given sizes, and no dtype."""
+    size = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+    known = not isinstance(size, fx.Node) or question_of(size) is not None or node.target == "view_as"
+    return not node.kwargs and known and not isinstance(size, torch.dtype)
 
 
 def _is_sum_of_stack(node: fx.Node) -> bool:

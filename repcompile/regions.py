@@ -6,6 +6,7 @@ with what it costs as it stands and as one operator. All of them are legal; `pla
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
 
 UNKNOWN_CHANNELS = 64
+VIEW = Cost()  # an operator, but no kernel
 FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
 
 
@@ -228,6 +230,8 @@ class _Pricing:
         operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
         if self.facts.is_split(node):
             return ()  # a tuple of views
+        if _is_slice(node):
+            return (VIEW,)
         if len(operands) > 1:
             return (self._elementwise(node, len(operands), whole),)
         step = self._about(node, operands[0])
@@ -282,6 +286,14 @@ class _Pricing:
         if len(measured) > 1:
             return measured[1]
         return (shape[1].known if shape is not None and len(shape) > 1 else None) or UNKNOWN_CHANNELS
+
+
+def _is_slice(node: fx.Node) -> bool:
+    """Whether it is a view of some entries; a list of indices copies them."""
+    if node.target is not operator.getitem:
+        return node.target in (torch.narrow, "narrow")
+    entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return all(entry in (None, ...) or isinstance(entry, int | slice) for entry in entries)
 
 
 def _values(node: fx.Node, facts: Facts) -> list[fx.Node]:

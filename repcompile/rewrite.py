@@ -332,7 +332,9 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     else:
         value = graph.call_module(item.path, (value,))
         value.meta["path"] = item.path
-    return _steps(graph, fact.path[fact.at :], value, values)
+    value = _steps(graph, fact.path[fact.at :], value, values)
+    contiguous = any(node.target == "contiguous" for node in item.region.nodes)
+    return graph.call_method("contiguous", (value,)) if contiguous and fact.path else value
 
 
 def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -45,8 +45,8 @@ class Compilation:
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
     inner: compilations of modules inside those that stay Python, or of such modules themselves, by path.
-    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`; it started from what this
-    one made.
+    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, or a value lost readers;
+    it started from what this one made.
     exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
     """
 
@@ -117,14 +117,20 @@ def _rounds(model: nn.Module, examples: Inputs | None, calls: Calls, settings: S
 
 
 def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -> Compilation:
-    """What remains of a chain that is longer than the horizon, compiled again."""
-    if not (first.facts.truncated and first.rewritten):
+    """What remains of a chain that is longer than the horizon, or has fewer readers than before, compiled again."""
+    if not first.rewritten or not (first.facts.truncated or _lost_readers(first)):
         return first
     renamed = replace(
         settings, rules=settings.rules - settings.rules.rewrites, selection=settings.selection.renamed(safe)
     )
     later = _rounds(first.module, inputs, Calls(), renamed)
     return replace(first, module=later.module, later=later)
+
+
+def _lost_readers(result: Compilation) -> bool:
+    """Whether a value stays that a region was computed by way of: what made it may fuse with whoever reads it still."""
+    gone = {node for item in result.rewritten for node in (*item.region.dying, item.region.sink)}
+    return any(node not in gone for item in result.rewritten for node in item.region.interior)
 
 
 def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:

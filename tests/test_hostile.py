@@ -282,6 +282,19 @@ def _shuffled(m: Any, x: Tensor) -> Tensor:
     return m.conv(m.norm(x).view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
 
 
+def _shuffled_and_split(m: Any, x: Tensor) -> Tensor:
+    """A unit of ShuffleNet: both halves are views of a copy, one is convolved."""
+    b, c, h, w = torch.relu(x).size()
+    a, b = torch.relu(x).view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w).chunk(2, dim=1)
+    return torch.cat([a, torch.relu(m.norm(m.mix(b)))], 1)
+
+
+def _contiguous_tokens(m: Any, x: Tensor) -> Any:
+    """Whoever gets the tokens takes views of them: inside, where nobody can see it, and outside."""
+    y = m.norm(m.conv(torch.relu(x))).flatten(2).transpose(1, 2).contiguous()
+    return m.viewed(y), m.viewed(y * m.gamma)
+
+
 def _frozen_weights(build: Build) -> Build:
     def built() -> nn.Module:
         return build().requires_grad_(False)
@@ -668,6 +681,12 @@ TABLE: dict[str, tuple[Build, tuple[Inputs, ...], int | None]] = {
         None,
     ),
     "shuffled channels": (lambda: Net(_shuffled, **parts()), images(), None),
+    "shuffled and split": (lambda: Net(_shuffled_and_split, mix=conv(2, 2, 1), norm=norm(2)), images(), None),
+    "contiguous tokens": (
+        lambda: Net(_contiguous_tokens, gamma=gain(4), viewed=Undecided(lambda y: y.view(-1)), **parts()),
+        images(),
+        None,
+    ),
     "height and width exchanged": (
         lambda: Net(lambda m, x: m.conv(m.norm(x).transpose(2, 3)) + x.transpose(2, 3), **parts()),
         images(),

@@ -144,8 +144,7 @@ class Activated(Parts):
         self.act = F.silu
         self.doubled = lambda x: x * 2
         if knows:
-            norm: Any = self.block.body[1]
-            self.doubled = lambda x: x * norm.weight.sum()
+            self.doubled = lambda x: x * self.block.body[1].weight.sum()  # pyright: ignore[reportCallIssue]
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         return [checkpoint.checkpoint(self.single, self.doubled(self.act(x)), use_reentrant=False) for x in xs]
