@@ -19,7 +19,7 @@ RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer
 def names_of_regions(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
     """A place in the hierarchy for each region: the module that it replaces, else that of its heaviest operator."""
     kept = {step.node for region in regions for step in region.fact.path}  # called again, before or behind the new ones
-    gone = {node for region in regions for node in (*region.dying, region.sink)} - kept
+    gone = {node for region in regions for node in region.owned} - kept
     taken = _Paths()
     for node in captured.graph.nodes:
         stays = node not in gone if node.op == "call_module" else not gone.issuperset(node.users)

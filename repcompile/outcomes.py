@@ -66,14 +66,6 @@ class Outcome:
         return replace(check, border=_at_border(self, check.place) if check.place else None)
 
 
-def verify_region(region: Region, module: nn.Module, captured: Captured, facts: Facts, read: Reader) -> Outcome:
-    """`module` and the nodes of `region` on a small random image, both in float64.
-
-    read: turns the user's weights into float64.
-    """
-    return outcome_of(region, module, captured, facts, read)
-
-
 def outcome_of(
     region: Region,
     module: Callable[[Tensor], Tensor],
@@ -82,9 +74,9 @@ def outcome_of(
     read: Reader,
     larger: int = 0,
 ) -> Outcome:
-    """What `module`, and what the nodes of `region` make of a small random image.
+    """What `module`, and what the nodes of `region` make of a small random image, both in float64.
 
-    larger: positions more along each axis.
+    read: turns the user's weights into float64.  larger: positions more along each axis.
     """
     interpreter, image = _prepared(region, captured, facts, read, larger)
 

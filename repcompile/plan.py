@@ -111,7 +111,7 @@ def _rivals(regions: Sequence[Region], mortal: Container[fx.Node]) -> list[list[
 
 def _claims(region: Region, mortal: Container[fx.Node]) -> tuple[fx.Node, ...]:
     """What the region owns, and where it starts from, if that might die."""
-    return (*region.dying, region.sink, *([region.source] if region.source in mortal else []))
+    return (*region.owned, *([region.source] if region.source in mortal else []))
 
 
 def _best_of(

@@ -221,12 +221,12 @@ class _Reading:
 
     def _positional(self, args: list[ast.expr]) -> tuple[list[Held], Held]:
         """(values by position, what else may be at any position)"""
-        many = self._source.tree.args.vararg
+        many = self._source.many
         *front, last = args or [ast.Constant(None)]
-        passed_on = many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many.arg
+        passed_on = many is not None and isinstance(last, ast.Starred) and ast.unparse(last.value) == many
         if many is not None and passed_on and not any(isinstance(arg, ast.Starred) for arg in front):
             own = [self._usage.known(self._source, f"*{place}") for place in range(PLACES)]
-            rest = self._usage.elements(self._usage.known(self._source, many.arg)) - union(own)
+            rest = self._usage.elements(self._usage.known(self._source, many)) - union(own)
             return [*map(self.value, front), *own], rest
         plain = [self.value(arg) for arg in args if not isinstance(arg, ast.Starred)]
         return plain, union(self.value(arg) for arg in args if isinstance(arg, ast.Starred))

@@ -49,6 +49,11 @@ class Region:
         return self.fact.source
 
     @property
+    def owned(self) -> tuple[fx.Node, ...]:
+        """What the one operator makes superfluous: the dying nodes and the sink, in graph order."""
+        return (*self.dying, self.sink)
+
+    @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """Interior and sink, in graph order."""
         return (*self.interior, self.sink)

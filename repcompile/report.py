@@ -218,7 +218,7 @@ def report_on(
 ) -> Report:
     """The report of a compilation.  inner: paths of the modules that have reports of their own."""
     gone = {node for item in rewritten for node in item.region.dying}
-    done = gone | {item.region.sink for item in rewritten}
+    done = {node for item in rewritten for node in item.region.owned}
     failed = [item for item in rollbacks if not done.issuperset(_working(item.region, facts))]
     fused = tuple(_fused(item, facts, idioms) for item in rewritten)
     left = (

@@ -31,7 +31,7 @@ from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import FixedDtype, of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
-from repcompile.outcomes import verify_region
+from repcompile.outcomes import outcome_of
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.ranges import Ranges, ranges_of
@@ -140,7 +140,7 @@ def _emitted(region: Region, captured: Captured, facts: Facts) -> Emitted:
             values = fold(x, read)
             _require_finite(values, x)
             module = emit(x, values)
-            outcome = verify_region(region, module, captured, facts, read)
+            outcome = outcome_of(region, module, captured, facts, read)
             check = outcome.check
             _require(check, "differs")
             ranges = ranges_of(x, values, read)
@@ -291,7 +291,7 @@ def _needed(
     settled: gets the values of the needed ones that depend on no input.
     """
     needed: set[fx.Node] = set()
-    covered = {node for item in rewritten.values() for node in (*item.region.dying, item.region.sink)}
+    covered = {node for item in rewritten.values() for node in item.region.owned}
     for node in reversed(graph.nodes):
         effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
         if not (effect or node in needed):

@@ -129,7 +129,7 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 
 def _lost_readers(result: Compilation) -> bool:
     """Whether a value stays that a region was computed by way of: what made it may fuse with whoever reads it still."""
-    gone = {node for item in result.rewritten for node in (*item.region.dying, item.region.sink)}
+    gone = {node for item in result.rewritten for node in item.region.owned}
     return any(node not in gone for item in result.rewritten for node in item.region.interior)
 
 

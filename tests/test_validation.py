@@ -341,7 +341,7 @@ def test_without_validation_a_mistake_shows(mistake: str, monkeypatch: Patch) ->
     """Otherwise the next test would be of no use."""
     name, patch = MISTAKES[mistake]
     patch(monkeypatch)
-    monkeypatch.setattr(rewrite, "verify_region", lambda *args: Unchecked())
+    monkeypatch.setattr(rewrite, "outcome_of", lambda *args: Unchecked())
     monkeypatch.setattr(rewrite, "_require_finite", lambda *args: None)
     assert _differs(compile_model(model(name)).module, name)
 

@@ -22,7 +22,7 @@ from repcompile.facts import Facts, affine_facts
 from repcompile.fold import fold
 from repcompile.interpret import Remembering
 from repcompile.modules import BorderConv
-from repcompile.outcomes import Outcome, verify_region
+from repcompile.outcomes import Outcome, outcome_of
 from repcompile.regions import Region, candidate_regions
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
@@ -259,7 +259,7 @@ class Emitted:
 
     def outcome(self, module: nn.Module) -> Outcome:
         """What `module` makes of the probe."""
-        return verify_region(self.region, module, self.captured, self.facts, Remembering())
+        return outcome_of(self.region, module, self.captured, self.facts, Remembering())
 
 
 def largest_region(model: nn.Module) -> Emitted:
