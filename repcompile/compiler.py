@@ -38,11 +38,11 @@ def compile_model(
 
     Where a chain of linear operators is longer than `facts.HORIZON`, what remains of it is compiled again.
     """
-    if isinstance(model, ExportedProgram):
-        model, example_inputs = module_of(model), example_inputs or examples_of(model)
-    model = unwrapped(model) if isinstance(model, nn.Module) else model
-    settings = Settings(_known(rules), cost or Roofline(), selected(model, only, skip))
     with modes_kept():
+        if isinstance(model, ExportedProgram):
+            model, example_inputs = module_of(model), example_inputs or examples_of(model)
+        model = unwrapped(model) if isinstance(model, nn.Module) else model
+        settings = Settings(_known(rules), cost or Roofline(), selected(model, only, skip))
         result = compiled(model, example_inputs, settings)
         checks = None if example_inputs is None else _checked(model, result.module, example_inputs)
     return replace(result, checks=checks)

@@ -5,21 +5,25 @@ from contextlib import contextmanager
 from threading import RLock
 
 import torch
-from torch.utils._python_dispatch import _pop_mode
+from torch.overrides import _pop_mode as pop_function_mode
+from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
 ONE_AT_A_TIME = RLock()  # held for what only one thread may do at a time
 
 
 @contextmanager
 def modes_kept() -> Generator[None]:
-    """Gradient and dispatch modes of this thread are afterwards what they were.
+    """Gradient, dispatch and function modes of this thread are afterwards what they were.
 
     Leaving them is what every `with` does, unless Ctrl-C hits it between entering a mode and taking note of that.
     """
-    gradients, depth = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack()
+    gradients = torch.is_grad_enabled()
+    functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
     try:
         yield
     finally:
-        while torch._C._len_torch_dispatch_stack() > depth:
-            _pop_mode()
+        while torch._C._len_torch_function_stack() > functions:
+            pop_function_mode()
+        while torch._C._len_torch_dispatch_stack() > dispatches:
+            pop_dispatch_mode()
         torch.set_grad_enabled(gradients)

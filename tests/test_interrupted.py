@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile import compile_model, fuse
@@ -37,7 +38,8 @@ def state_of_torch() -> dict[str, Any]:
     names = ("is_grad_enabled", "is_inference_mode_enabled", "get_default_dtype", "get_num_threads")
     modes = {name: getattr(torch, name)() for name in names}
     noise = {"noise": torch.random.get_rng_state().tolist(), "warnings": list(warnings.filters)}
-    return {**functions, **methods, **modes, **noise, "modes": torch._C._len_torch_dispatch_stack()}
+    depths = {name: getattr(torch._C, f"_len_torch_{name}_stack")() for name in ("dispatch", "function")}
+    return {**functions, **methods, **modes, **noise, **depths}
 
 
 @contextmanager
@@ -84,19 +86,22 @@ class Between(nn.Module):
     """Ctrl-C comes between entering a mode and taking note of it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        LoggingMode().__enter__()
+        DispatchMode().__enter__()
+        BaseTorchFunctionMode().__enter__()
         torch.set_grad_enabled(not torch.is_grad_enabled())
         raise KeyboardInterrupt
 
 
-class LoggingMode(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):
+    """Sees every operator, and changes none."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_modes_are_left_where_nobody_took_note_of_them(gradients: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), Between()).eval()
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Between()).double().eval()
     with torch.set_grad_enabled(gradients):
         before = state_of_torch()
         with pytest.raises(KeyboardInterrupt):
