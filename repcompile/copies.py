@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from repcompile.errors import ModelError
 
 _TAKEN = frozenset((*vars(nn.Module()), *dir(fx.GraphModule)))  # names that a graph module needs for itself
 TABLES = ("_parameters", "_buffers", "_modules")
+CONTAINERS = (Tensor, list, tuple, dict)
 PLAIN = (int, float, str, bytes, type(None))
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,6 +29,7 @@ def duplicate(module: M, memo: dict[int, Any] | None = None) -> M:
     memo = {} if memo is None else memo
     for tensor in _computed(module):
         memo.setdefault(id(tensor), tensor.detach().clone())
+    _copy_empty_tables(module, memo)
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # the user's own __deepcopy__ or attributes
@@ -36,7 +39,9 @@ def duplicate(module: M, memo: dict[int, Any] | None = None) -> M:
 def structure_of(module: M) -> M:
     """A copy of the modules that shares every tensor."""
     tensors = (*module.parameters(), *module.buffers(), *_computed(module))
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    _copy_empty_tables(module, memo)
+    return copy.deepcopy(module, memo)
 
 
 def same_state(left: nn.Module, right: nn.Module) -> bool:
@@ -64,13 +69,21 @@ def copied(inputs: Sequence[Any]) -> list[Any]:
     return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, list(inputs))
 
 
+def _copy_empty_tables(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies of what every module has a dozen of, hooks above all: deepcopy takes ten times as long for them."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                memo.setdefault(id(value), type(value)())
+
+
 def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Tensors with a history among the plain attributes of all modules."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in TABLES or not isinstance(value, Tensor | list | tuple | dict):
+            if name in TABLES or not isinstance(value, CONTAINERS):
                 continue
-            leaves = pytree.tree_leaves(value)
+            leaves = (value,) if isinstance(value, Tensor) else pytree.tree_leaves(value) if value else ()
             yield from (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf)
 
 

@@ -157,7 +157,7 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
 
 def has_finite_sum(tensor: Tensor) -> bool:
     """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
-    return bool(tensor.sum(dtype=torch.float64).isfinite())
+    return bool(tensor.sum().isfinite())
 
 
 def _channel_affine(x: Affine, values: Values) -> nn.Module:

@@ -14,6 +14,7 @@ from repcompile.axis import Axis
 from repcompile.values import Reader, Values, in_float64
 
 LeafReader = Callable[[Leaf], Values]
+Positive = dict[tuple[int, int], tuple[Tensor, Tensor]]
 
 
 def fold(x: Affine, read: Reader = in_float64) -> Values:
@@ -30,18 +31,42 @@ def fold(x: Affine, read: Reader = in_float64) -> Values:
     return _fold(x, exact, {})
 
 
-def magnitudes(x: Affine, read: Reader = in_float64) -> Values:
-    """The numbers of `x` with every term that they are added up from counted as positive.
+def magnitude(x: Affine, image: Tensor, read: Reader = in_float64) -> Tensor:
+    """The sum of the absolute values of all products that an evaluation of `x` adds up, for each entry of its result.
 
-    Applied to the absolute values of an image they give the sum of the absolute values of all products that any
-    evaluation of `x` adds up: what its rounding is measured by (docs/math.md, section 10).
+    It is what the rounding of a result is measured by (docs/math.md, section 10). Sums are taken operator by operator,
+    which is the same as to fold first, where every term is positive, and less work on a small image.
+    image: absolute values, of the shape that `apply` takes.
     """
 
     def positive(leaf: Leaf) -> Values:
         extra = (None if constant is None else constant.magnitude(read) for constant in (leaf.bias, leaf.border))
         return Values(leaf.kernel.magnitude(read), *extra)
 
-    return _fold(x, positive, {})
+    return _magnitude(x, image, positive, {})
+
+
+def _magnitude(x: Affine, image: Tensor, read: LeafReader, done: Positive) -> Tensor:
+    """done: (image, result) by the identities of map and image; it keeps the images, so that no other gets theirs."""
+    key = id(x), id(image)
+    if key not in done:
+        done[key] = image, _added_up(x, image, read, done)
+    return done[key][1]
+
+
+def _added_up(x: Affine, image: Tensor, read: LeafReader, done: Positive) -> Tensor:
+    channels = image.dim() - 1 - len(x.axes)
+    match x.parts:
+        case Compose(outer, inner):
+            return _magnitude(outer, _magnitude(inner, image, read, done), read, done)
+        case Sum(left, right):
+            return _magnitude(left, image, read, done) + _magnitude(right, image, read, done)
+        case Concat(maps):
+            return torch.cat([_magnitude(part, image, read, done) for part in maps], channels)
+        case Select(index):
+            return image.index_select(channels, torch.tensor(index))
+        case _:
+            return applied(x, _fold(x, read, {}), image)
 
 
 def apply(x: Affine, image: Tensor) -> Tensor:
@@ -83,6 +108,10 @@ def _operands(x: Affine) -> Sequence[Affine]:
 
 def applied(x: Affine, values: Values, image: Tensor) -> Tensor:
     """`apply` with the numbers of `x` at hand."""
+    if x.is_diagonal:
+        shape = (-1, *[1] * len(x.axes))
+        y = image * values.kernel.reshape(shape)
+        return y if values.bias is None else y + values.bias.reshape(shape)
     if not x.axes:
         return F.linear(image, _regrouped(values.kernel, x.groups, 1), values.bias)
     y = convolve(x, extended(x, image), values.kernel, values.bias, x.groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repcompile.proxies import Value
 
 DEPTH = 4
+PLAIN = (bool, int, float, str, bytes)
 TABLES = ("_parameters", "_buffers", "_modules", "forward", "_compiled_call_impl")
 
 
@@ -51,9 +52,13 @@ def _attributes(module: nn.Module, identity: Callable[[Any], int] = id) -> dict[
 
 
 def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> Any:
+    if value is None or type(value) in PLAIN:
+        return value
+    if type(value) in (dict, OrderedDict) and not value:  # every module has a dozen of them
+        return identity(value), {}
     if isinstance(value, Value):
         return id(value)
-    if value is None or isinstance(value, int | float | str | bytes):
+    if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
         return id(value), value._version

@@ -18,7 +18,7 @@ from repcompile.capture import Captured
 from repcompile.compare import Check, compare, largest_of
 from repcompile.emit import ROUNDINGS
 from repcompile.facts import Facts
-from repcompile.fold import applied, magnitudes
+from repcompile.fold import magnitude
 from repcompile.interpret import Interpreter, TapByTap, with_tensors
 from repcompile.modules import ValuePad
 from repcompile.paths import Step
@@ -119,10 +119,7 @@ def _bound(
     """
     x, fact = region.fact.map, region.fact
     before, less = _magnified(fact.path[: fact.at], interpreter, image.abs())
-    if isinstance(x, Affine):
-        direct = applied(x, magnitudes(x, read), before)
-    else:
-        direct = x.magnitudes[0] * before + x.magnitudes[1]
+    direct = magnitude(x, before, read) if isinstance(x, Affine) else x.magnitudes[0] * before + x.magnitudes[1]
     direct, more = _magnified(fact.path[fact.at :], interpreter, direct)
     folded, more = direct, less + more
     if isinstance(module, nn.Module) and any(isinstance(part, ValuePad) for part in module.modules()):

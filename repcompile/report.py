@@ -265,13 +265,14 @@ def _lonely_norms(facts: Facts, done: set[fx.Node], said: set[str]) -> Iterable[
 
 
 def _fused(item: Rewritten, facts: Facts, idioms: Sequence[Idiom]) -> Fused:
-    error = 0.0 if item.check is None else item.check.relative
+    made = item.made
+    error = 0.0 if made.check is None else made.check.relative
     branches = branches_of(item.region, facts) or ()
     path = item.path or _path(item.region.sink)
     x = item.region.fact.map
     n_axes = len(x.axes) if isinstance(x, Affine) and item.region.fact.ends else None
     name, operators = name_of(item.region, facts, idioms), total(item.region.before).launches
-    return Fused(name, path, branches, operators, error, item.check, item.rounded, item.ranges, n_axes)
+    return Fused(name, path, branches, operators, error, made.check, made.rounded, made.ranges, n_axes)
 
 
 def _too_dear(plan: Plan, gone: set[fx.Node], facts: Facts) -> Iterable[Left]:

@@ -47,22 +47,31 @@ WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose
 
 
 @dataclass(frozen=True, slots=True)
+class Emitted:
+    """The operator for a region, None for an identity.
+
+    check: against the nodes that it replaces, in float64.  rounded: after its weights were rounded to their dtype.
+    ranges: of the weights, before and after.
+    """
+
+    module: nn.Module | None = None
+    check: Check | None = None
+    rounded: Check | None = None
+    ranges: Ranges | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A region and the operator that took its place.
+    """A region and what took its place.
 
     path: name of the new module, "" where the region was an identity.
-    check: against the nodes that it replaced, in float64.  rounded: after its weights were rounded to their dtype.
-    ranges: of the weights, before and after.
     rank: the number of axes that the source is checked to have, None where no other can come.
     """
 
     region: Region
     path: str
-    module: nn.Module | None
-    check: Check | None
+    made: Emitted
     rank: int | None = None
-    rounded: Check | None = None
-    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +80,6 @@ class Rollback:
 
     region: Region
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """The operator for a region, None for an identity; the rest as of `Rewritten`."""
-
-    module: nn.Module | None = None
-    check: Check | None = None
-    rounded: Check | None = None
-    ranges: Ranges | None = None
 
 
 Emission = Emitted | str  # or the reason why not
@@ -115,8 +114,7 @@ def rewrite(
     regions = [region for region, _ in emitted]
     names, ranks = names_of_regions(regions, captured, facts), ranks_to_check(regions, captured, facts)
     done = tuple(
-        Rewritten(region, name, made.module, made.check, ranks.get(region), made.rounded, made.ranges)
-        for (region, made), name in zip(emitted, names, strict=True)
+        Rewritten(region, name, made, ranks.get(region)) for (region, made), name in zip(emitted, names, strict=True)
     )
     return _assembled(captured, facts, done, inner or {}), done, tuple(rollbacks)
 
@@ -192,7 +190,7 @@ def _assembled(
     graph, constants, fixed = _new_graph(captured, facts, {item.region.sink: item for item in done})
     memo: dict[int, Any] = {}
     root = nn.Module()
-    new = {item.path: item.module for item in done if item.module is not None}
+    new = {item.path: item.made.module for item in done if item.made.module is not None}
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
@@ -325,9 +323,9 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
         value = graph.call_function(of_rank, (value, item.rank))
         value.meta["is_wrapped"] = True  # unpickling a GraphModule traces it, and `of_rank` asks
     value = _steps(graph, fact.path[: fact.at], value, values)
-    if isinstance(item.module, nn.Linear) and fact.at > 0:
+    if isinstance(item.made.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add
-    if item.module is None:
+    if item.made.module is None:
         value = graph.call_method("clone", (value,))
     else:
         value = graph.call_module(item.path, (value,))

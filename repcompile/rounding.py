@@ -2,7 +2,7 @@
 
 Operator by operator or folded, an evaluation adds up the same products of weights and inputs. A product goes through
 so many roundings at most, each of which changes it by a factor 1 + d with |d| <= u, or its inverse. So the result is
-off by at most (1 - u)^-count - 1 times the sum of the absolute values of all products (`fold.magnitudes`).
+off by at most (1 - u)^-count - 1 times the sum of the absolute values of all products (`fold.magnitude`).
 """
 
 from __future__ import annotations

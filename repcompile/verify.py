@@ -17,7 +17,7 @@ from repcompile.errors import VerificationError
 from repcompile.execute import run, run_copy
 
 EPS = torch.finfo(torch.float64).eps
-ESTIMATES = 8  # how many times the estimate two models may differ: 1.9 is the most that was seen (docs/math.md, 10)
+ESTIMATES = 8  # how many times the estimate two models may differ: 1.8 is the most that was seen (docs/math.md, 10)
 OPERATORS = 64  # and where the estimate is of one rounding for each weight alone, and none for each result
 SEEDS = (0, 1)  # of disturbances; the first where there is another estimate
 DISTURBANCE = 2.0**-24  # at most, so that float64 can show it

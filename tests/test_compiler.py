@@ -165,7 +165,7 @@ def test_every_stage_is_kept() -> None:
     assert len(compilation.plan.chosen) == len(compilation.rewritten) == 2
     assert compilation.plan.saving > 0
     assert not compilation.rollbacks
-    assert all(item.check is not None and item.check.passed for item in compilation.rewritten)
+    assert all(item.made.check is not None and item.made.check.passed for item in compilation.rewritten)
     assert compilation.captured.name == "Stem"
 
 
