@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path("build", "sweep")
+LIMIT = 90  # seconds of computing for one model, on one thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Result:
     one rounding to float32, where the errors are more than usual.  seconds: `fuse(model)`.
     touched: what changed in the user's model.  trace: end of the process's traceback.
     float64: whether the model runs in float64; if not, all is compared in float32.
-    left: reason -> places.  silent: batch norms that are left without a reason.
+    left: reason -> places.  silent: batch norms that are left without a reason.  limit: seconds that it may take.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Result:
     trace: str = ""
     left: Mapping[str, int] = field(default_factory=dict[str, int])
     silent: tuple[str, ...] = ()
+    limit: int = LIMIT
 
 
 def path_of(name: str, folder: Path = FOLDER) -> Path:

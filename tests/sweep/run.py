@@ -9,13 +9,14 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tests.sweep import worker
 from tests.sweep.catalogue import Entry, catalogue
-from tests.sweep.result import FOLDER, Result, path_of, read, write
+from tests.sweep.result import FOLDER, LIMIT, Result, path_of, read, write
 
-LIMIT = 90  # seconds of computing for one model, on one thread
 PATIENCE = 4  # times as long it may take, where others compute as well
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "1"}
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -43,13 +44,16 @@ def run(entry: Entry, folder: Path = FOLDER, limit: int = LIMIT) -> Result:
         write(Result(str(entry), (f"takes more than {limit} s",)), path)
     elif not path.exists():
         write(Result(str(entry), (f"the process ended with {process.exitcode}, without a word",)), path)
-    return read(path)
+    result = replace(read(path), limit=limit)
+    write(result, path)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="models or libraries; without: all")
     parser.add_argument("--workers", type=int, default=1, help="models at a time; leave a core for each")
+    parser.add_argument("--seconds", type=int, default=LIMIT, help="of computing for a model (default: %(default)s)")
     asked = parser.parse_args(arguments)
     entries = [
         entry
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     missing = [entry for entry in entries if not path_of(str(entry)).exists()]
     with ThreadPoolExecutor(asked.workers) as pool:
-        for entry, result in zip(missing, pool.map(run, missing), strict=True):
+        for entry, result in zip(missing, pool.map(partial(run, limit=asked.seconds), missing), strict=True):
             print(entry, result.skipped or "; ".join(result.problems) or "equal", flush=True)
 
 

@@ -1,32 +1,45 @@
-"""Writes docs/compatibility.md from the results that lie in build/sweep: `python -m tests.sweep.table`."""
+"""Writes docs/compatibility.md from the results that lie in build/sweep: `python -m tests.sweep.table`.
+
+Models without a result there keep the row that they have.
+"""
 
 import importlib.metadata
+import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.sweep.catalogue import Entry, catalogue
-from tests.sweep.result import Counts, Result, path_of, read
+from tests.sweep.result import LIMIT, Counts, Result, path_of, read
 
 PAGE = Path("docs", "compatibility.md")
 LIBRARIES = ("torch", "timm", "torchvision", "transformers", "ultralytics")
 LONGEST = 110  # characters of a reason in the table
 
+GOOD, BAD, SKIPPED = "", "With a problem", "Not asked"
+TITLES = {  # of the columns, by the table's heading
+    GOOD: ("model", "operators", "batch norms", "macs", "fuse", "error", "left, because"),
+    BAD: ("model", "problem"),
+    SKIPPED: ("model", "what it says"),
+}
+
 HEAD = """\
 # Models that nobody here wrote
 
-Written by `python -m tests.sweep.table` from what `make sweep` left in build/sweep; not by hand. All four libraries
-come with `pip install ".[sweep]"`.
+Written by `python -m tests.sweep.table` from what `make sweep` left in build/sweep, and not by hand; models that were
+not run again keep their row. All four libraries come with `pip install ".[sweep]"`.
 
 {sentence}
 
 Every model is built with a fixed seed, gets batch-norm statistics near what it sees, random gains, shifts and layer
-scales, and runs in a process of its own with a limit of 90 s of computing on one thread. `fuse(model)` of the float32
-model is compared in float64 (largest relative error that passes: 1e-6, or four times what one rounding of its weights
-does to the model itself), `fuse(model, inputs)` of a float64 model too (1e-10), both at two sizes if the model takes
-two. The user's model must be untouched bit by bit, and neither the operators that run nor their estimated cost may
-grow. A batch norm may be left only where the report says why.
+scales, and runs in a process of its own with a limit on computing, on one thread: 90 s, or more where the row says so
+(`python -m tests.sweep.run --seconds`). `fuse(model)` of the float32 model is compared in float64 (largest relative
+error that passes: 1e-6, or four times what one rounding of its weights does to the model itself), `fuse(model, inputs)`
+of a float64 model too (1e-10), both at two sizes if the model takes two. The user's model must be untouched bit by bit,
+and neither the operators that run nor their estimated cost may grow. A batch norm may be left only where the report
+says why.
 
 - operators, batch norms: what one forward runs, before → after `fuse(model)` → after `fuse(model, inputs)` where that
   differs.
@@ -36,27 +49,53 @@ grow. A batch norm may be left only where the report says why.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the page says of one model.  heading: of the table that it is in.  text: its line."""
+
+    heading: str
+    text: str
+
+
+Rows = Mapping[Entry, Row]
+
+
 def main() -> None:
     results = {entry: read(path) for entry in catalogue() if (path := path_of(str(entry))).exists()}
-    PAGE.write_text(page(results))
+    kept = rows_of(PAGE.read_text()) if PAGE.exists() else {}
+    PAGE.write_text(page({**kept, **{entry: _row(entry, result) for entry, result in results.items()}}))
 
 
-def page(results: dict[Entry, Result]) -> str:
+def page(rows: Rows) -> str:
     """The whole page."""
-    parts = [HEAD.format(sentence=_sentence(results))]
-    for library in dict.fromkeys(entry.library for entry in results):
-        part = {entry: result for entry, result in results.items() if entry.library == library}
-        parts.append(_section(library, part))
+    parts = [HEAD.format(sentence=_sentence(rows))]
+    for library in dict.fromkeys(entry.library for entry in catalogue()):
+        part = [rows[entry] for entry in catalogue() if entry.library == library and entry in rows]
+        parts += [_section(library, part)] if part else []
     return "\n".join(parts)
 
 
-def _sentence(results: dict[Entry, Result]) -> str:
-    run = [result for result in results.values() if not result.skipped]
-    fine = sum(not result.problems for result in run)
-    versions = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES if _version(name))
+def rows_of(text: str) -> Rows:
+    """The rows of a page that was written before."""
+    known = {(entry.library, entry.name): entry for entry in catalogue()}
+    rows, library, heading = dict[Entry, Row](), "", GOOD
+    for line in text.splitlines():
+        if line.startswith("## "):
+            library, heading = line.removeprefix("## "), GOOD
+        elif line.endswith(":") and line.removesuffix(":") in TITLES:
+            heading = line.removesuffix(":")
+        elif found := re.match(r"\| (\S+) \|", line):
+            entry = known.get((library, found[1]))
+            rows.update({entry: Row(heading, line)} if entry else {})
+    return rows
+
+
+def _sentence(rows: Rows) -> str:
+    counts = Counter(row.heading for row in rows.values())
     text = (
-        f"{len(run)} of the {len(catalogue())} models in the catalogue were run, with {versions}: {fine} without a "
-        f"problem, {len(run) - fine} with one. {len(results) - len(run)} do not run themselves."
+        f"{counts[GOOD] + counts[BAD]} of the {len(catalogue())} models in the catalogue were run, with "
+        f"{', '.join(f'{name} {_version(name)}' for name in LIBRARIES if _version(name))}: {counts[GOOD]} without a "
+        f"problem, {counts[BAD]} with one. {counts[SKIPPED]} do not run themselves."
     )
     return textwrap.fill(text, 116)
 
@@ -68,26 +107,29 @@ def _version(name: str) -> str:
         return ""
 
 
-def _section(library: str, results: dict[Entry, Result]) -> str:
-    good = [_row(e, r) for e, r in results.items() if not r.problems and not r.skipped]
-    bad = [f"| {e.name} | {_cell('; '.join(r.problems))} |" for e, r in results.items() if r.problems]
-    skipped = [f"| {e.name} | {_cell(r.skipped)} |" for e, r in results.items() if r.skipped]
+def _section(library: str, rows: Sequence[Row]) -> str:
     parts = [f"## {library}\n"]
-    if good:
-        titles = ("model", "operators", "batch norms", "macs", "fuse", "error", "left, because")
-        parts += [_table(titles, good)]
-    if bad:
-        parts += ["With a problem:\n", _table(("model", "problem"), bad)]
-    if skipped:
-        parts += ["Not asked:\n", _table(("model", "what it says"), skipped)]
+    for heading, titles in TITLES.items():
+        lines = [row.text for row in rows if row.heading == heading]
+        if lines:
+            parts += [f"{heading}:\n"] if heading else []
+            parts += [_table(titles, lines)]
     return "\n".join(parts)
 
 
 def _table(titles: Sequence[str], rows: Iterable[str]) -> str:
-    return "\n".join([f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |", *rows, ""])
+    return "\n".join([_line(titles), _line(["---"] * len(titles)), *rows, ""])
 
 
-def _row(entry: Entry, result: Result) -> str:
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _row(entry: Entry, result: Result) -> Row:
+    if result.skipped:
+        return Row(SKIPPED, _line((entry.name, _cell(result.skipped))))
+    if result.problems:
+        return Row(BAD, _line((entry.name, _cell("; ".join(result.problems)))))
     assert result.before is not None
     assert result.plain is not None
     after = result.informed or result.plain
@@ -96,11 +138,11 @@ def _row(entry: Entry, result: Result) -> str:
         _arrows(result.before.operators, result.plain.operators, after.operators),
         _arrows(result.before.norms, result.plain.norms, after.norms),
         _ratio(result.before, after),
-        f"{result.seconds:.1f} s",
+        f"{result.seconds:.1f} s" + (f" (limit {result.limit} s)" if result.limit != LIMIT else ""),
         f"{result.rounded:.0e}, {'-' if result.exact is None else f'{result.exact:.0e}'}",
         _because(result),
     )
-    return f"| {' | '.join(cells)} |"
+    return Row(GOOD, _line(cells))
 
 
 def _arrows(before: int, plain: int, informed: int) -> str:
