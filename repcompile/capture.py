@@ -21,7 +21,7 @@ from repcompile.defaults import Specialized
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
-from repcompile.modules import FixedDtype
+from repcompile.modules import MODULES, FixedDtype
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
@@ -35,7 +35,8 @@ class Captured:
     graph: torch.fx's; every node's `meta["path"]` names the module of the user's that it belongs to.
     modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
     opaque: path of a module that stays Python -> the reason.
-    classes: path -> the torch.nn class of a module that computes what that class computes; the others are opaque.
+    classes: path -> the torch.nn class, or our own, of a module that computes what that class computes; the others are
+    opaque.
     transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
     arguments: the way of calling the model that the graph is.
     selection: what stays as it is, because the caller said so.
@@ -148,8 +149,12 @@ def _classes(
     graph: fx.Graph, modules: Mapping[str, nn.Module], opaque: Mapping[str, str]
 ) -> dict[str, type[nn.Module]]:
     paths = {str(node.target) for node in graph.nodes if node.op == "call_module"} - set(opaque)
-    found = {path: torch_class(modules[path]) for path in paths}
+    found = {path: _class_of(modules[path]) for path in paths}
     return {path: cls for path, cls in found.items() if cls is not None}
+
+
+def _class_of(module: nn.Module) -> type[nn.Module] | None:
+    return type(module) if type(module) in MODULES else torch_class(module)
 
 
 def placed(graph: fx.Graph) -> fx.Graph:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch._ops import OpOverload
 
-from repcompile.modules import put
+from repcompile.modules import MODULES, overwritten, put
 from repcompile.spelling import parameters
 
 Classes = Mapping[str, type[nn.Module]]
@@ -45,6 +45,17 @@ def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: C
             user.replace_input_with(written, node)
         _make_pure(node)
     return graph
+
+
+def write_again(graph: fx.Graph, classes: Classes) -> None:
+    """Let assignments write in place, as their originals did, where nobody reads what they write to any more."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        value = node.args[0] if node.target is put and node.meta.get("inplace") else None
+        if not isinstance(value, fx.Node) or any(order[user] > order[node] for user in value.users):
+            continue
+        if _is_unseen(value, node, order, classes):
+            node.target = overwritten
 
 
 def exposed(graph: fx.Graph, opaque: Container[str], classes: Classes) -> frozenset[fx.Node]:
@@ -105,13 +116,15 @@ def _place_of_flag(node: fx.Node) -> int | None:
 
 
 def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> None:
-    """The written tensor is fresh, and whoever read it before kept no view of it."""
     known = node.op == "call_module" or _pure_target(node) is not None
-    if not known or not _owned(written, classes):
+    if not known or not _is_unseen(written, node, order, classes):
         raise Unprovable(node)
+
+
+def _is_unseen(written: fx.Node, node: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> bool:
+    """Whether the tensor that `node` writes to is fresh, and whoever read it before kept no view of it."""
     earlier = [user for user in written.users if order[user] < order[node]]
-    if not all(_keeps_no_view(user, order[node], order, classes) for user in earlier):
-        raise Unprovable(node)
+    return _owned(written, classes) and all(_keeps_no_view(user, order[node], order, classes) for user in earlier)
 
 
 def _keeps_no_view(user: fx.Node, write: int, order: Mapping[fx.Node, int], classes: Classes) -> bool:
@@ -182,6 +195,7 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ilshift: operator.lshift,
     operator.irshift: operator.rshift,
     operator.setitem: put,
+    overwritten: put,
     torch.relu_: torch.relu,
     torch.sigmoid_: torch.sigmoid,
     F.relu_: F.relu,
@@ -206,6 +220,7 @@ FRESH_MODULES = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
     *(nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Softmax, nn.Softplus),
+    *MODULES,
 )
 
 FRESH_FUNCTIONS: frozenset[Any] = frozenset(

@@ -8,15 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 MAPS_KEPT = 8  # input sizes whose border map is remembered
 
 
 def put(x: Tensor, index: Any, value: Any) -> Tensor:
     """What `x` is after `x[index] = value`; `x` itself stays as it is."""
+    if has_torch_function_unary(x):  # whoever records operators records this one
+        return handle_torch_function(put, (x,), x, index, value)
     result = x.clone()
     result[index] = value
     return result
+
+
+def overwritten(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x`, after `x[index] = value`."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(overwritten, (x,), x, index, value)
+    x[index] = value
+    return x
 
 
 def surrounded(x: Tensor, pads: tuple[int, ...], value: Tensor, rank: int) -> Tensor:
@@ -24,6 +35,8 @@ def surrounded(x: Tensor, pads: tuple[int, ...], value: Tensor, rank: int) -> Te
 
     pads: as `F.pad` takes them, >= 0.  value: one number for each channel, as it is broadcast.
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(surrounded, (x,), x, pads, value, rank)
     y = F.pad(x, pads)
     for place, width in enumerate(pads):
         if width:
@@ -35,10 +48,12 @@ def surrounded(x: Tensor, pads: tuple[int, ...], value: Tensor, rank: int) -> Te
 
 def of_rank(x: Tensor, rank: int) -> Tensor:
     """`x` as it is.  Raises ValueError if it does not have `rank` axes, for which the model was fused."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(of_rank, (x,), x, rank)
     if x.dim() != rank:
         raise ValueError(
             f"repcompile fused this model for inputs with a batch, where this value has {rank} axes; "
-            f"it has {x.dim()}: {tuple(x.shape)}. Call it with a batch, or fuse it with example_inputs like this one"
+            f"it has {x.dim()}: {list(x.shape)}. Call it with a batch, or fuse it with example_inputs like this one"
         )
     return x
 
@@ -192,3 +207,6 @@ class BorderConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
+
+
+MODULES = (ChannelAffine, ValuePad, BorderConv)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repcompile.affine import Affine, Map, Uniform
@@ -30,6 +31,8 @@ ADDITIONS = (operator.add, torch.add, "add")
 SUBTRACTIONS = (operator.sub, torch.sub, "sub")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 MULTIPLICATIONS = (operator.mul, torch.mul, "mul")
+STATISTICS = ("running_mean", "running_var", "weight", "bias")
+BATCH_NORM = (None, None, None, None, None, False, 0.1, 1e-5)  # what the arguments of `F.batch_norm` are if left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,11 @@ class _Editor:
     def _gain_and_shift(self, node: fx.Node) -> _Numbers | fx.Node | None:
         """The numbers of a batch norm, or the constant that a product has as a factor."""
         if node.op == "call_module" and issubclass(self._captured.torch_class(node), nn.modules.batchnorm._BatchNorm):
-            return _Numbers(self._captured.module(node), str(node.target))
+            norm: Any = self._captured.module(node)
+            return _Numbers((norm.running_mean, norm.running_var, norm.weight, norm.bias), norm.eps, str(node.target))
+        if node.target is F.batch_norm:
+            given: Any = (*node.args, *BATCH_NORM[len(node.args) :])
+            return _Numbers(given[1:5], given[7], str(node.meta.get("path", "")))
         constants = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self._facts.constants]
         return constants[0] if node.target in MULTIPLICATIONS and len(node.args) == 2 and constants else None
 
@@ -268,14 +275,13 @@ class _Editor:
         widths = [self._width(value, len(near.axes)) for value in operand.args[0]]  # type: ignore[union-attr]
         if None in widths or sum(width or 0 for width in widths) != near.c_out:
             return
-        gain, shift = self._constants(node, numbers, len(near.axes))
-        assert shift is not None
+        statistics = self._statistics(node, numbers)
         parts: list[fx.Node] = []
         start = 0
         for value, width in zip(operand.args[0], widths, strict=True):  # type: ignore[arg-type]
-            own = [self._new(operator.getitem, (c, slice(start, start + (width or 0))), node) for c in (gain, shift)]
-            product = self._new(operator.mul, (value, own[0]), node)
-            parts.append(self._new(operator.add, (product, own[1]), node))
+            place = slice(start, start + (width or 0))
+            own = [None if s is None else self._new(operator.getitem, (s, place), node) for s in statistics]
+            parts.append(self._new(F.batch_norm, (value, *own, False, 0.0, numbers.eps), node))
             start += width or 0
         self._replace(node, self._new(operand.target, (parts, *operand.args[1:]), node))
 
@@ -287,17 +293,20 @@ class _Editor:
         """(gain, shift) as nodes: gamma / sqrt(var + eps), beta - mean gamma / sqrt(var + eps), or the factor alone."""
         if isinstance(numbers, fx.Node):
             return numbers, None
-        arguments: list[Any] = []
-        for name, tensor in numbers.tensors.items():
-            if tensor is None:
-                arguments.append(None)
-                continue
-            path = f"{numbers.path}.{name}"
-            self.constants[path] = tensor
-            arguments.append(node.graph.create_node("get_attr", path))
-            arguments[-1].meta["path"] = numbers.path
-        arguments += [numbers.eps, n_axes]
-        return self._new(gain_of, tuple(arguments), node), self._new(shift_of, tuple(arguments), node)
+        arguments = (*self._statistics(node, numbers), numbers.eps, n_axes)
+        return self._new(gain_of, arguments, node), self._new(shift_of, arguments, node)
+
+    def _statistics(self, node: fx.Node, numbers: _Numbers) -> list[fx.Node | None]:
+        """Mean, variance, weight and bias as nodes."""
+        found: list[fx.Node | None] = []
+        for name, given in zip(STATISTICS, numbers.given, strict=True):
+            found.append(given if isinstance(given, fx.Node) else None)
+            if isinstance(given, Tensor):
+                path = f"{numbers.path}.{name}"
+                self.constants[path] = given
+                found[-1] = node.graph.create_node("get_attr", path)
+                found[-1].meta["path"] = numbers.path
+        return found
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -315,19 +324,11 @@ class _Editor:
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """The tensors of a batch norm."""
+    """Of a batch norm.  given: `STATISTICS`, tensors of the module at `path`, or nodes."""
 
-    norm: Any
+    given: Sequence[Tensor | fx.Node | None]
+    eps: float
     path: str
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor | None]:
-        n = self.norm
-        return {"running_mean": n.running_mean, "running_var": n.running_var, "weight": n.weight, "bias": n.bias}
-
-    @property
-    def eps(self) -> float:
-        return self.norm.eps
 
 
 def gain_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, n_axes: int) -> Tensor:

@@ -26,7 +26,7 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of
 from repcompile.graphs import Fused, keep
-from repcompile.inplace import is_fresh
+from repcompile.inplace import is_fresh, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import FixedDtype, of_rank
@@ -188,6 +188,7 @@ def _assembled(
     captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
     graph, constants, fixed = _new_graph(captured, facts, {item.region.sink: item for item in done})
+    write_again(graph, {**captured.classes, **{item.path: _class_of(item.module) for item in done if item.module}})
     memo: dict[int, Any] = {}
     root = nn.Module()
     new = {item.path: item.made.module for item in done if item.made.module is not None}
@@ -321,7 +322,6 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     value = values[fact.source]
     if item.rank is not None:
         value = graph.call_function(of_rank, (value, item.rank))
-        value.meta["is_wrapped"] = True  # unpickling a GraphModule traces it, and `of_rank` asks
     value = _steps(graph, fact.path[: fact.at], value, values)
     if isinstance(item.made.module, nn.Linear) and fact.at > 0:
         value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add
@@ -340,6 +340,11 @@ def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[f
         (operand, *_) = step.node.all_input_nodes
         value = _same_node(graph, step.node, ChainMap({operand: value}, values))
     return value
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of what makes the result."""
+    return type(module[-1]) if isinstance(module, nn.Sequential) else type(module)
 
 
 def _copied(captured: Captured, node: fx.Node, memo: dict[int, Any]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from repcompile.affine import Affine
 from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
@@ -45,8 +46,8 @@ class Compilation:
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
     inner: compilations of modules inside those that stay Python, or of such modules themselves, by path.
-    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, or a value lost readers;
-    it started from what this one made.
+    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, a value lost readers, or
+    one operator became two; it started from what this one made.
     exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
     """
 
@@ -117,8 +118,8 @@ def _rounds(model: nn.Module, examples: Inputs | None, calls: Calls, settings: S
 
 
 def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -> Compilation:
-    """What remains of a chain that is longer than the horizon, or has fewer readers than before, compiled again."""
-    if not first.rewritten or not (first.facts.truncated or _lost_readers(first)):
+    """What the first round could not see, compiled again: behind the horizon, with fewer readers, or come apart."""
+    if not first.rewritten or not (first.facts.truncated or _lost_readers(first) or _apart(first)):
         return first
     renamed = replace(
         settings, rules=settings.rules - settings.rules.rewrites, selection=settings.selection.renamed(safe)
@@ -129,8 +130,17 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 
 def _lost_readers(result: Compilation) -> bool:
     """Whether a value stays that a region was computed by way of: what made it may fuse with whoever reads it still."""
-    gone = {node for item in result.rewritten for node in item.region.owned}
+    gone = {node for item in result.rewritten for node in item.region.dying}
     return any(node not in gone for item in result.rewritten for node in item.region.interior)
+
+
+def _apart(result: Compilation) -> bool:
+    """Whether a pointwise map that pads or crops is two operators now: the second fuses with more than both do."""
+    pairs = [(item.region.fact.map, item.module) for item in result.rewritten]
+    return any(
+        isinstance(x, Affine) and isinstance(module, nn.Sequential) and any(axis.size == 1 for axis in x.axes)
+        for x, module in pairs
+    )
 
 
 def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
