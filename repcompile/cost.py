@@ -62,22 +62,26 @@ class Macs:
         return cost.macs + 1e-3 * cost.launches
 
 
-def cost_of_map(x: Map, channels: int, before: float, after: float) -> tuple[Cost, ...]:
+def cost_of_map(
+    x: Map, channels: int, before: float, after: float, padded: float | None = None
+) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and one each for padding of unlike sides, for a crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
+    padded: of the padded and cropped input, if known.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
     plain = [axis for axis in x.axes if axis.up == 1]
-    padded = any(axis.pads for axis in plain) and not all(axis.lo == axis.hi >= 0 for axis in plain)
-    if padded:  # the convolution reads what the padding wrote
-        before = max(before, after * prod(axis.stride for axis in plain))
+    pads = any(axis.pads for axis in plain) and not all(axis.lo == axis.hi >= 0 for axis in plain)
+    crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
+    if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
+        before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     moved = x.c_in * before + x.c_out * after + x.weights
     kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
-    for beside in (padded, any(min(axis.lo, axis.hi) < 0 for axis in plain)):
+    for beside in (pads, crops):
         kernels += [cost_of_elementwise(1, x.c_in, before)] if beside else []
     if x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after))

@@ -96,15 +96,18 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     priced: dict[tuple[Cost, ...], Fact] = {}
     for place in places(fact):
         after = pricing.of_region(place, fact, sink)
-        if not fact.path or _clearly_different(before, after):
+        if not fact.path or _clearly_different(before, after, place.at != fact.home):
             priced.setdefault(after, place)
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
 
 
-def _clearly_different(before: Sequence[Cost], after: Sequence[Cost]) -> bool:
-    """Whether a price can tell: more arithmetic in as many kernels, against fewer bytes, is too close to call."""
+def _clearly_different(before: Sequence[Cost], after: Sequence[Cost], moved: bool) -> bool:
+    """Whether a price can tell: more arithmetic in as many kernels, against fewer bytes, is too close to call.
+
+    moved: whether the map stands elsewhere than before; as many kernels that stand where they stood are the same ones.
+    """
     old, new = total(before), total(after)
-    return new.launches < old.launches or new.macs <= old.macs
+    return new.launches < old.launches or (moved and new.macs <= old.macs)
 
 
 def _came_back(fact: Fact, sink: fx.Node) -> bool:
@@ -200,35 +203,41 @@ class _Pricing:
         if isinstance(fact.map, Uniform):  # a copy: nobody may write to the source by way of the sink
             return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
         start = self._positions(fact.source, whole)
-        at = start * _scale(fact.path[: fact.at])
-        behind = at * _ratio(fact.map)
+        at = start * self._scale(fact.path[: fact.at])
+        behind, padded = at * _ratio(fact.map), None
         if self.known:
-            at, behind = self._measured(fact, at, sink)
-        steps = [
-            self._of_step(step, fact.map.c_in if index < fact.at else fact.map.c_out, index, fact, start)
-            for index, step in enumerate(fact.path)
-        ]
-        return (*cost_of_map(fact.map, fact.map.c_out, at, behind), *chain(*steps))
+            at, behind, padded = self._measured(fact, at, sink)
+        steps = [self._of_step(step, index, fact, start) for index, step in enumerate(fact.path)]
+        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded), *chain(*steps))
 
-    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float]:
-        """Positions in front of and behind the map, by the shapes of the run."""
+    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None]:
+        """Positions in front of the map, behind it, and of its padded input, by the shapes of the run."""
         assert isinstance(fact.map, Affine)
-        before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source)
-        after = self.known.get(sink) if fact.ends else None
-        n_axes = len(fact.map.axes)
-        if before is not None and len(before) > n_axes:
+        before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source, ())
+        after = self.known.get(sink, ()) if fact.ends else ()
+        n_axes, padded = len(fact.map.axes), None
+        if len(before) > n_axes:
             at = prod(before) / before[-1 - n_axes]
-        behind = at * _ratio(fact.map)
-        if after is not None and len(after) > n_axes:
-            behind = prod(after) / after[-1 - n_axes]
-        return at, behind
+            first = len(before) - n_axes
+            sizes = (size + axis.lo + axis.hi for size, axis in zip(before[first:], fact.map.axes, strict=True))
+            plain = all(axis.up == 1 for axis in fact.map.axes)
+            padded = float(prod(before[: first - 1]) * prod(sizes)) if plain else None
+        behind = prod(after) / after[-1 - n_axes] if len(after) > n_axes else at * _ratio(fact.map)
+        return at, behind, padded
 
-    def _of_step(self, step: Step, channels: int, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
+    def _of_step(self, step: Step, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
         """An operator that makes positions anew runs over the image that it gets."""
-        if not step.layout.name:
+        assert isinstance(fact.map, Affine)
+        if step.layout.is_view:
             return ()
-        positions = start * _scale(fact.path[:index]) * (_ratio(fact.map) if index >= fact.at else 1.0)
-        return (cost_of_resampling(channels, positions, positions * step.layout.scale),)
+        channels = fact.map.c_in if index < fact.at else fact.map.c_out
+        before = start * self._scale(fact.path[:index]) * (_ratio(fact.map) if index >= fact.at else 1.0)
+        operand = step.node.all_input_nodes[0]
+        if operand in self.known:  # with as many channels as it had there
+            then = None if operand is fact.source else self._about(operand, fact.source)
+            own = then.map.c_out if then is not None and isinstance(then.map, Affine) else fact.map.c_in
+            before = prod(self.known[operand]) / own
+        return (cost_of_resampling(channels, before, before * self._scale((step,))),)
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
@@ -254,7 +263,7 @@ class _Pricing:
 
     def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
         """What makes positions anew reads its image once; what only moves them is a view."""
-        if not step.layout.name:
+        if step.layout.is_view:
             return ()
         before = self._measured_positions(operand, 1)
         if before is not None:
@@ -278,9 +287,17 @@ class _Pricing:
         """Positions of `node`, batch included: measured, or scaled so that the sink of `whole` has `POSITIONS`."""
         if node in self.known:
             return prod(self.known[node]) / self._channels(node)
-        start = POSITIONS / (_scale(whole.path) * _ratio(whole.map))
+        start = POSITIONS / (self._scale(whole.path) * _ratio(whole.map))
         fact = None if node is whole.source else self._about(node, whole.source)
-        return start if fact is None else start * _scale(fact.path) * _ratio(fact.map)
+        return start if fact is None else start * self._scale(fact.path) * _ratio(fact.map)
+
+    def _scale(self, steps: Sequence[Step]) -> float:
+        """Positions behind `steps` for each one in front: measured, or as the layouts have it."""
+        return prod(self._measured_scale(step) or step.layout.scale for step in steps)
+
+    def _measured_scale(self, step: Step) -> float:
+        before, after = (prod(self.known.get(node, (0,))) for node in (step.node.all_input_nodes[0], step.node))
+        return after / before if before else 0.0
 
     def _channels(self, node: fx.Node) -> int:
         for fact in self.facts.maps.get(node, ()):
@@ -310,7 +327,3 @@ def _values(node: fx.Node, facts: Facts) -> list[fx.Node]:
 def _ratio(x: Map) -> float:
     """Positions of the output for each one of the input."""
     return prod(axis.up / axis.stride for axis in x.axes) if isinstance(x, Affine) else 1.0
-
-
-def _scale(steps: Sequence[Step]) -> float:
-    return prod(step.layout.scale for step in steps)

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from repcompile.affine import Affine
 from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
@@ -37,6 +36,7 @@ from repcompile.verify import compare_outputs, same_results
 
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]
+ROUNDS = 8
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
@@ -46,8 +46,9 @@ class Compilation:
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
     inner: compilations of modules inside those that stay Python, or of such modules themselves, by path.
-    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, a value lost readers, or
-    one operator became two; it started from what this one made.
+    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, or more than chains has
+    changed; it started from what this one made.
+    regrouped: whether sums stand in another order than in the model, or norms elsewhere.
     exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
     """
 
@@ -62,6 +63,7 @@ class Compilation:
     checks: tuple[Check, Check] | None = None
     inner: Mapping[str, Compilation] = field(default_factory=dict[str, "Compilation"])
     later: Compilation | None = None
+    regrouped: bool = False
     exported: str = ""
 
     @property
@@ -84,12 +86,14 @@ class Compilation:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """rules, cost, selection: of the user.
+    rounds: how many may follow the first.
     barren: what torch.export was tried on in vain, as class and text, and the reason: what is built alike ends alike.
     """
 
     rules: RuleSet
     cost: CostModel
     selection: Selection = NOTHING
+    rounds: int = ROUNDS
     barren: dict[tuple[type, str], str] = field(default_factory=dict[tuple[type, str], str])
 
     def inside(self, path: str) -> Settings:
@@ -118,28 +122,33 @@ def _rounds(model: nn.Module, examples: Inputs | None, calls: Calls, settings: S
 
 
 def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -> Compilation:
-    """What the first round could not see, compiled again: behind the horizon, with fewer readers, or come apart."""
-    if not first.rewritten or not (first.facts.truncated or _lost_readers(first) or _apart(first)):
+    """What the first round could not see, compiled again: behind the horizon, or in a graph that it has changed."""
+    if not settings.rounds or not first.rewritten or not (first.facts.truncated or _is_another_graph(first)):
         return first
     renamed = replace(
-        settings, rules=settings.rules - settings.rules.rewrites, selection=settings.selection.renamed(safe)
+        settings,
+        rules=settings.rules - settings.rules.rewrites,
+        selection=settings.selection.renamed(safe),
+        rounds=settings.rounds - 1,
     )
     later = _rounds(first.module, inputs, Calls(), renamed)
     return replace(first, module=later.module, later=later)
 
 
-def _lost_readers(result: Compilation) -> bool:
-    """Whether a value stays that a region was computed by way of: what made it may fuse with whoever reads it still."""
+def _is_another_graph(result: Compilation) -> bool:
+    """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
+
+    Sums were regrouped, a map stands elsewhere on its path, a rank is checked and thereby known, a pointwise map and its
+    padding are two operators; or a value has fewer readers, because a region that was computed by way of it is not any
+    more.
+    """
     gone = {node for item in result.rewritten for node in item.region.dying}
-    return any(node not in gone for item in result.rewritten for node in item.region.interior)
-
-
-def _apart(result: Compilation) -> bool:
-    """Whether a pointwise map that pads or crops is two operators now: the second fuses with more than both do."""
-    pairs = [(item.region.fact.map, item.module) for item in result.rewritten]
-    return any(
-        isinstance(x, Affine) and isinstance(module, nn.Sequential) and any(axis.size == 1 for axis in x.axes)
-        for x, module in pairs
+    return result.regrouped or any(
+        item.region.fact.path
+        or item.rank is not None
+        or isinstance(item.module, nn.Sequential)
+        or not gone.issuperset(item.region.interior)
+        for item in result.rewritten
     )
 
 
@@ -178,7 +187,7 @@ def _one_round(
     inner: Mapping[str, Compilation] | None = None,
 ) -> Compilation:
     captured, known, rewrites = _rewritten(captured, settings.rules, known, inputs)
-    captured, facts = _understood(captured, settings.rules, known)  # legality: no weight is read
+    captured, facts, regrouped = _understood(captured, settings.rules, known)  # legality: no weight is read
     Trial(captured, facts, settings.rules).of_rules()
     regions = candidate_regions(captured, facts, known)
     inner = inner or {}
@@ -191,7 +200,8 @@ def _one_round(
         broken = {_identity(item.region) for item in failed}
         plan = choose([region for region in regions if _identity(region) not in broken], settings.cost)
         module, rewritten, rollbacks = rewriting(plan)
-    return Compilation(captured, facts, plan, module, rewritten, tuple(failed), rewrites, settings.rules, inner=inner)
+    stages = (captured, facts, plan, module, rewritten, tuple(failed), rewrites, settings.rules)
+    return Compilation(*stages, inner=inner, regrouped=regrouped)
 
 
 def _rewritten(
@@ -210,15 +220,15 @@ def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
     return region.source, region.sink, region.fact.at
 
 
-def _understood(captured: Captured, rules: RuleSet, known: Shapes) -> tuple[Captured, Facts]:
-    """The facts of a graph whose sums stand in the order in which they merge."""
+def _understood(captured: Captured, rules: RuleSet, known: Shapes) -> tuple[Captured, Facts, bool]:
+    """A graph whose sums stand in the order in which they merge, its facts, and whether they stood otherwise before."""
     facts = affine_facts(captured, rules, known)
-    for _ in range(REGROUPINGS):
+    for times in range(REGROUPINGS):
         better = regrouped(captured, facts)
         if better is None:
-            break
+            return captured, facts, times > 0
         captured, facts = better, affine_facts(better, rules, known)
-    return captured, facts
+    return captured, facts, True
 
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> Shapes:

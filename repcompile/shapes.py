@@ -58,6 +58,11 @@ class Layout:
     name: str = ""
     scale: float = 1.0
 
+    @property
+    def is_view(self) -> bool:
+        """Whether no position is made anew, so that nothing has to be computed."""
+        return not self.name or None not in self.carry
+
 
 def named(owner: str, rank: int) -> Shape:
     """A shape of which only the rank is known."""
