@@ -287,6 +287,12 @@ class Affine:
         return self.pointwise and self.groups == self.c_in == self.c_out
 
     @property
+    def has_operator(self) -> bool:
+        """Whether torch has one like that: a transposed convolution has no stride, and reads no more than its window."""
+        plain = all(axis.up == 1 for axis in self.axes)
+        return plain or all(axis.stride == 1 and axis.span >= max(axis.lo, axis.hi) for axis in self.axes)
+
+    @property
     def pads(self) -> bool:
         """Whether a tap can fall outside the input."""
         return any(axis.pads for axis in self.axes)

@@ -62,9 +62,7 @@ class Macs:
         return cost.macs + 1e-3 * cost.launches
 
 
-def cost_of_map(
-    x: Map, channels: int, before: float, after: float, padded: float | None = None
-) -> tuple[Cost, ...]:
+def cost_of_map(x: Map, channels: int, before: float, after: float, padded: float | None = None) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and one each for padding of unlike sides, for a crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.

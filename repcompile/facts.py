@@ -148,7 +148,7 @@ class _Interpreter:
     def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
         """The parts of a value tell what it is: how many axes it has, and how long the one is that was split."""
         picks: list[Any] = [user for user in split.users if user.target is operator.getitem]
-        parts = {pick.args[1]: read_as(pick, self._captured) for pick in picks}
+        parts = {pick.args[1]: read_as(pick, self._captured, self._constants) for pick in picks}
         shapes = [shape for shape in parts.values() if shape is not None]
         shape = self._shapes.get(operand) or (named(operand.name, len(shapes[0])) if shapes else None)
         _, asked, *rest = (*split.args, None, None)
@@ -181,7 +181,7 @@ class _Interpreter:
     def _learn_rank(self, node: fx.Node, operand: fx.Node) -> None:
         """A permutation has as many axes in front as behind: those that it names, or that its reader expects."""
         name = getattr(node.target, "__name__", node.target)
-        read = read_as(node, self._captured) if name in ("permute", "transpose", "swapaxes") else None
+        read = read_as(node, self._captured, self._constants) if name in ("permute", "transpose", "swapaxes") else None
         order = node.args[1] if len(node.args) == 2 else node.args[1:]
         named_all = name == "permute" and isinstance(order, tuple | list) and all(isinstance(i, int) for i in order)
         rank = len(order) if named_all and isinstance(order, tuple | list) else None if read is None else len(read)
@@ -201,7 +201,7 @@ class _Interpreter:
 
     def _seen_as(self, node: fx.Node) -> Shape | None:
         """The rank from a run, and the shape that a reader expects, where the two agree."""
-        read = read_as(node, self._captured)
+        read = read_as(node, self._captured, self._constants)
         if node not in self._known:
             return read
         rank = len(self._known[node])

@@ -71,6 +71,11 @@ def _is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
     return node.op == "call_module" and str(node.target) in opaque
 
 
+def mutates(node: fx.Node) -> bool:
+    """Whether it calls an ATen operator that writes to what it reads."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
 def is_fresh(node: fx.Node, classes: Classes) -> bool:
     """Whether the value of `node` owns its memory: no other value shares it."""
     if node.op == "call_module":
@@ -86,7 +91,7 @@ def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
         return None
     if node.kwargs.get("out") is not None:
         raise Unprovable(node)
-    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+    if mutates(node):
         raise Unprovable(node)
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):

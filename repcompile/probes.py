@@ -18,6 +18,8 @@ from repcompile.interpret import DEFAULT_SIZE, evaluated_shape
 from repcompile.regions import Region
 from repcompile.shapes import Shape, Size, product
 
+RESAMPLED = 7  # positions along each axis in front of a pool or an interpolation
+
 
 def probe_sizes(region: Region, facts: Facts, larger: int = 0) -> tuple[dict[str, int], tuple[int, ...]]:
     """(integers for the unknown sizes, the shape of the image).
@@ -41,14 +43,19 @@ def _assigned(region: Region, facts: Facts, larger: int) -> dict[str, int]:
     if shape is None:
         return fixed
     batch = 2 if fact.path or larger else 1  # rearranging may mix up batches
-    assigned = {name: batch for size in shape for name in size.names}
+    resampled = any(not step.layout.is_view for step in fact.path[: fact.at])  # by windows that have to fit
+    assigned = {
+        name: RESAMPLED if axis and resampled else batch for axis, size in enumerate(shape) for name in size.names
+    }
     assigned |= fixed
     layout = fact.path[fact.at - 1].layout.shape if fact.at else shape  # as the map sees it
-    for size, needed in zip(*_needed(x, layout, larger), strict=True):
+    for place, (size, needed) in enumerate(zip(*_needed(x, layout, larger), strict=True)):
         free = [name for name in size.names if name not in fixed]
         if free:
             rest = prod(assigned.get(name, 1) for name in size.names if name != free[0]) * size.number
-            assigned[free[0]] = max(assigned.get(free[0], 1), -(-needed // rest))
+            least = -(-needed // rest)
+            channels = isinstance(x, Affine) and place == 0
+            assigned[free[0]] = least if channels else max(assigned.get(free[0], 1), least)
     return assigned
 
 

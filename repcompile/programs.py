@@ -19,7 +19,7 @@ from repcompile.capture import Captured, placed, transient
 from repcompile.copies import plain_attributes
 from repcompile.errors import Untraceable
 from repcompile.exported import module_of
-from repcompile.inplace import Unprovable, functionalized
+from repcompile.inplace import Unprovable, functionalized, mutates
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT
 
@@ -43,7 +43,7 @@ def captured_program(program: ExportedProgram, module: nn.Module, inside: str, r
             _make_integer(node)
         else:
             node.meta["rank"] = ranks[number]
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=_is_seen)
     respell(graph)
     try:
         graph = placed(functionalized(graph, {}, {}))
@@ -60,6 +60,11 @@ def captured_program(program: ExportedProgram, module: nn.Module, inside: str, r
         arguments=Arguments(names, names, {}),
         attributes=plain_attributes(module),
     )
+
+
+def _is_seen(node: fx.Node) -> bool:
+    """Whether somebody notices that `node` runs although nothing reads its value: it may write to an input."""
+    return mutates(node) or node.op in ("placeholder", "output")
 
 
 def freezes_kinds(program: ExportedProgram) -> bool:

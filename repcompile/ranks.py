@@ -20,6 +20,7 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.inquiries import question_of
 from repcompile.modules import of_rank
+from repcompile.readers import letters_of
 from repcompile.regions import Region
 
 PARTICULAR = (nn.BatchNorm2d, nn.BatchNorm3d)  # take one number of axes
@@ -137,7 +138,7 @@ def _sure_by(node: fx.Node, value: fx.Node, captured: Captured) -> Iterable[fx.N
         return (value,) if "unpacked" in node.meta else ()
     if node.op == "call_module":
         return (value,) if issubclass(captured.torch_class(node), PARTICULAR) else ()
-    if name == "permute" and _is_listed(node.args[1:]):
+    if (name == "permute" and _is_listed(node.args[1:])) or value in letters_of(node):
         return value, node
     return (node,) if name in ("reshape", "view") and _is_listed(node.args[1:]) else (node,) * (name == "of_rank")
 

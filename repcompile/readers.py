@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repcompile.capture import Captured
+from repcompile.constants import Constants
+from repcompile.errors import Inexact
 from repcompile.modules import put
 from repcompile.shapes import Shape, Size, named
 
@@ -42,22 +44,26 @@ KEEP_CHANNELS_FUNCTIONS = (
 )
 
 
-def read_as(node: fx.Node, captured: Captured) -> Shape | None:
+def read_as(node: fx.Node, captured: Captured, constants: Constants) -> Shape | None:
     """The shape that a convolution or a batch norm expects of what it reads; they are taken to be called on batches."""
+    for user in node.users:
+        written = _written_out(user, node, constants)
+        if written is not None:
+            return written
     for user, padded in _readers(node, captured):
-        expected = _expected(user, node, captured)
+        expected = _expected(user, node, captured, constants)
         if expected is not None and padded <= expected[0]:
             n_axes, channels = expected
             return (*named(node.name, 1), Size(channels), *named(node.name, n_axes + 2)[2:])
     return None
 
 
-def _expected(user: fx.Node, node: fx.Node, captured: Captured) -> tuple[int, int] | None:
+def _expected(user: fx.Node, node: fx.Node, captured: Captured, constants: Constants) -> tuple[int, int] | None:
     """(spatial axes, channels) that `user` takes."""
-    weight = _weight(user, captured) if user.target in CONVOLUTIONS else None
-    if weight is not None:
+    sizes = _sizes_of_weight(user, constants) if user.target in CONVOLUTIONS else None
+    if sizes is not None:
         groups: Any = user.kwargs.get("groups", user.args[6] if len(user.args) > 6 else 1)
-        return weight.dim() - 2, weight.shape[1] * groups
+        return len(sizes) - 2, sizes[1] * groups
     cls = captured.torch_class(user) if user.op == "call_module" else type(None)
     for n_axes, classes in READERS.items():
         if issubclass(cls, classes):
@@ -66,11 +72,38 @@ def _expected(user: fx.Node, node: fx.Node, captured: Captured) -> tuple[int, in
     return None
 
 
-def _weight(conv: fx.Node, captured: Captured) -> Tensor | None:
+def _written_out(user: fx.Node, node: fx.Node, constants: Constants) -> Shape | None:
+    """The shape that an einsum takes `node` to have: a letter for each axis, some of them axes of a constant too."""
+    letters = letters_of(user)
+    if node not in letters:
+        return None
+    known = dict[str, int]()
+    for operand, axes in letters.items():
+        if operand in constants:
+            known |= zip(axes, _sizes_of(operand, constants) or (), strict=False)
+    axes = letters[node]
+    return tuple(Size(known[a]) if a in known else s for a, s in zip(axes, named(node.name, len(axes)), strict=True))
+
+
+def letters_of(node: fx.Node) -> dict[fx.Node, str]:
+    """The letters of each operand's axes, if `node` is an einsum that names them all."""
+    equation, *operands = node.args if node.target is torch.einsum else ("",)
+    flat: Any = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if not isinstance(equation, str) or "." in equation:
+        return {}
+    return dict(zip(flat, equation.replace(" ", "").split("->")[0].split(","), strict=False))
+
+
+def _sizes_of_weight(conv: fx.Node, constants: Constants) -> tuple[int, ...] | None:
     weight = conv.args[1] if len(conv.args) > 1 else None
-    return (
-        captured.constants.get(str(weight.target)) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
-    )
+    return _sizes_of(weight, constants) if isinstance(weight, fx.Node) and weight in constants else None
+
+
+def _sizes_of(constant: fx.Node, constants: Constants) -> tuple[int, ...] | None:
+    try:
+        return tuple(constants.value(constant).shape)
+    except Inexact:  # no tensor of floating-point numbers
+        return None
 
 
 def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx.Node, int]]:

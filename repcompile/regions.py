@@ -83,7 +83,7 @@ def candidate_regions(
 
 def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _Pricing) -> list[Region]:
     """The region of one fact, once for each place of its path where the map can stand and costs something else."""
-    if isinstance(fact.map, Uniform) and (fact.path or not fact.map.is_identity):
+    if fact.path or not fact.map.is_identity if isinstance(fact.map, Uniform) else not fact.map.has_operator:
         return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
     dying = _dying(interior, sink, fact, pricing.facts)

@@ -10,7 +10,7 @@ Given: a canonical graph, which this stage takes over, and its facts.  Result: a
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

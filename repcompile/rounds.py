@@ -138,16 +138,17 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _is_another_graph(result: Compilation) -> bool:
     """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
 
-    Sums were regrouped, a map stands elsewhere on its path, a rank is checked and thereby known, a pointwise map and its
-    padding are two operators; or a value has fewer readers, because a region that was computed by way of it is not any
-    more.
+    Sums have other terms, a map stands elsewhere on its path, a rank is checked and thereby known, a map and its padding
+    are two operators; or a value has fewer readers, because a region that was computed by way of it is so no more.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
+    values = result.facts.shapes
     return result.regrouped or any(
         item.region.fact.path
         or item.rank is not None
         or isinstance(item.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
+        or any(sum(operand in values for operand in node.all_input_nodes) > 1 for node in item.region.nodes)
         for item in result.rewritten
     )
 

@@ -33,7 +33,7 @@ class _Pricing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not func.is_view:
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # a view that torch does not call one
             tensors = [value for value in pytree.tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             taps = _taps(func, args)
