@@ -288,7 +288,7 @@ class Affine:
 
     @property
     def has_operator(self) -> bool:
-        """Whether torch has one like that: a transposed convolution has no stride, and reads no more than its window."""
+        """Whether torch has it: a transposed convolution has no stride, and pads by no more than its window."""
         plain = all(axis.up == 1 for axis in self.axes)
         return plain or all(axis.stride == 1 and axis.span >= max(axis.lo, axis.hi) for axis in self.axes)
 

@@ -33,7 +33,10 @@ def probe_sizes(region: Region, facts: Facts, larger: int = 0) -> tuple[dict[str
     if not isinstance(x, Affine):
         return assigned, (2, DEFAULT_SIZE, *_wanted(x, 2, larger))
     batch = 2 if larger else 1
-    return assigned, (batch, x.c_in, *_wanted(x, len(x.axes), larger)) if x.axes else (batch, DEFAULT_SIZE, x.c_in)
+    if x.axes:
+        return assigned, (batch, x.c_in, *_wanted(x, len(x.axes), larger))
+    ranks = [len(shape) for node in region.nodes if (shape := facts.shapes.get(node)) is not None]
+    return assigned, (batch, *[DEFAULT_SIZE] * (max(ranks, default=3) - 2), x.c_in)
 
 
 def _assigned(region: Region, facts: Facts, larger: int) -> dict[str, int]:

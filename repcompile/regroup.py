@@ -266,7 +266,10 @@ class _Editor:
     def _over_sum(self, node: fx.Node, terms: Sequence[Term], near: Affine, numbers: _Numbers | fx.Node) -> fx.Node:
         first = next(i for i, term in enumerate(terms) if self._absorbs(term.value, near.c_out))
         gain, shift = self._constants(node, numbers, len(near.axes))
-        scaled = [Term(self._new(operator.mul, (self._times(term, node), gain), node)) for term in terms]
+        gains = [gain if t.factor == 1.0 else self._new(operator.mul, (gain, t.factor), node) for t in terms]
+        scaled = [
+            Term(self._new(operator.mul, pair, node)) for pair in zip((t.value for t in terms), gains, strict=True)
+        ]
         if shift is not None:
             scaled[first] = Term(self._new(operator.add, (scaled[first].value, shift), node))
         return self._summed(scaled, node).value

@@ -138,8 +138,8 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _is_another_graph(result: Compilation) -> bool:
     """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
 
-    Sums have other terms, a map stands elsewhere on its path, a rank is checked and thereby known, a map and its padding
-    are two operators; or a value has fewer readers, because a region that was computed by way of it is so no more.
+    Sums have other terms, a map stands elsewhere on its path, a rank is checked and so known, a map and its padding are
+    two operators; or a region was computed by way of a value that others read, which has one reader less.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
     values = result.facts.shapes

@@ -141,7 +141,7 @@ class _Checking:
     def _no_dearer(self, how: str, module: nn.Module) -> None:
         if self.program.optional:
             return
-        before, after = self.before, counts_of(module, self._inputs)
+        before, after = self.before, counts_of(module, self._inputs, warm=True)  # `_same` has run it
         if after.operators > before.operators:
             raise Failure(f"more operators {how}: {before.operators} became {after.operators}")
         if after.price > before.price * CENTS:

@@ -15,10 +15,14 @@ from tests.sweep.result import Counts
 from tests.sweep.subject import Inputs
 
 
-def counts_of(model: nn.Module, inputs: Inputs) -> Counts:
-    """Run `model` twice: the first time fills what it remembers per size, such as border maps."""
-    with torch.no_grad():
-        model(*inputs)
+def counts_of(model: nn.Module, inputs: Inputs, warm: bool = False) -> Counts:
+    """Run `model` twice: the first time fills what it remembers per size, such as border maps.
+
+    warm: whether it has run on inputs of these sizes before.
+    """
+    if not warm:
+        with torch.no_grad():
+            model(*inputs)
     with _Pricing() as pricing:
         measured = measure(model, inputs)
     return Counts(measured.operators, measured.norms, measured.macs, pricing.price)
