@@ -62,11 +62,14 @@ class Macs:
         return cost.macs + 1e-3 * cost.launches
 
 
-def cost_of_map(x: Map, channels: int, before: float, after: float, padded: float | None = None) -> tuple[Cost, ...]:
+def cost_of_map(
+    x: Map, channels: int, before: float, after: float, padded: float | None = None, single: float = 0
+) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and one each for padding of unlike sides, for a crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
-    padded: of the padded and cropped input, if known.
+    padded: of the padded and cropped input, if known.  single: of one output, as a border map has them; few beside a
+    batch.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
@@ -82,7 +85,7 @@ def cost_of_map(x: Map, channels: int, before: float, after: float, padded: floa
     for beside in (pads, crops):
         kernels += [cost_of_elementwise(1, x.c_in, before)] if beside else []
     if x.has_border:
-        kernels.append(cost_of_elementwise(1, x.c_out, after))
+        kernels.append(cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * x.c_out * single))
     return tuple(kernels)
 
 

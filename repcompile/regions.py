@@ -204,11 +204,12 @@ class _Pricing:
             return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
         start = self._positions(fact.source, whole)
         at = start * self._scale(fact.path[: fact.at])
-        behind, padded = at * _ratio(fact.map), None
+        behind, padded, single = at * _ratio(fact.map), None, 0.0
         if self.known:
             at, behind, padded = self._measured(fact, at, sink)
+            single = behind / max(self.known.get(sink, (1,))[0], 1) if fact.ends else 0.0
         steps = [self._of_step(step, index, fact, start) for index, step in enumerate(fact.path)]
-        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded), *chain(*steps))
+        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded, single), *chain(*steps))
 
     def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None]:
         """Positions in front of the map, behind it, and of its padded input, by the shapes of the run."""
@@ -259,7 +260,8 @@ class _Pricing:
         if isinstance(step.map, Affine):
             before = self._measured_positions(operands[0], step.map.c_in) or before
             after = self._measured_positions(node, step.map.c_out) or after
-        return cost_of_map(step.map, self._channels(node), before, after)
+        single = after / max(self.known[node][0], 1) if self.known.get(node) else 0.0
+        return cost_of_map(step.map, self._channels(node), before, after, single=single)
 
     def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
         """What makes positions anew reads its image once; what only moves them is a view."""

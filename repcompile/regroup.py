@@ -153,7 +153,8 @@ class _Editor:
         if not large or len(groups) == 1 or all(self._stands(root, group) for group in large):
             return
         with root.graph.inserting_before(root):
-            sums = [self._summed(group, root) for group in sorted(groups, key=len, reverse=True)]
+            ordered = sorted(groups, key=len, reverse=True)
+            sums = [group[0] if len(group) == 1 else self._summed(group, root) for group in ordered]
             self._replace(root, self._summed(sums, root).value)
 
     def _stands(self, root: fx.Node, group: set[fx.Node]) -> bool:

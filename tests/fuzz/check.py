@@ -28,7 +28,7 @@ EXPORTED, SELDOM = "exported", 400  # one program in so many is exported, which 
 EVERYTHING = frozenset(SHARES)
 UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError)
 CENTS = 1.000001  # rounding of a sum of prices
-GUESSED = 1.01  # the same where the planner has to assume sizes (docs/decisions/0029)
+GUESSED = 1.05  # the same where the planner has to assume sizes (docs/decisions/0029)
 
 
 @dataclass(frozen=True, slots=True)
