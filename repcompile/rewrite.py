@@ -188,10 +188,10 @@ def _assembled(
     captured: Captured, facts: Facts, done: Sequence[Rewritten], inner: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
     graph, constants, fixed = _new_graph(captured, facts, {item.region.sink: item for item in done})
-    write_again(graph, {**captured.classes, **{item.path: _class_of(item.module) for item in done if item.module}})
+    new = {item.path: item.made.module for item in done if item.made.module is not None}
+    write_again(graph, {**captured.classes, **{path: _class_of(module) for path, module in new.items()}})
     memo: dict[int, Any] = {}
     root = nn.Module()
-    new = {item.path: item.made.module for item in done if item.made.module is not None}
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)

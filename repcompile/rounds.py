@@ -146,7 +146,7 @@ def _is_another_graph(result: Compilation) -> bool:
     return result.regrouped or any(
         item.region.fact.path
         or item.rank is not None
-        or isinstance(item.module, nn.Sequential)
+        or isinstance(item.made.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
         or any(sum(operand in values for operand in node.all_input_nodes) > 1 for node in item.region.nodes)
         for item in result.rewritten
