@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any
 
@@ -18,7 +19,7 @@ from repcompile.execute import run, run_copy
 
 EPS = torch.finfo(torch.float64).eps
 ESTIMATES = 8  # how many times the estimate two models may differ: 1.8 is the most that was seen (docs/math.md, 10)
-OPERATORS = 64  # and where the estimate is of one rounding for each weight alone, and none for each result
+OPERATORS = 64  # and where no finer dtype tells what rounding costs, so that it is tried out
 SEEDS = (0, 1)  # of disturbances; the first where there is another estimate
 DISTURBANCE = 2.0**-24  # at most, so that float64 can show it
 
@@ -38,7 +39,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     got = run_copy(fused, example_inputs)
     eps, inputs = max(_eps_of(model), coarsest.eps), _in_float64(example_inputs)
     if all(dtype == torch.float64 for dtype in _dtypes(model, fused, example_inputs)):
-        bounds = _bounds(expected, _disturbed(model, inputs, expected, eps, SEEDS), eps, OPERATORS)
+        bounds = _bounds(expected, _disturbed(model, inputs, expected, eps, SEEDS, _ResultsOff), eps, OPERATORS)
         native = compare_outputs(expected, got, bounds)
         return native, native
     try:
@@ -65,15 +66,24 @@ def _bounds(expected: Any, noises: Sequence[Sequence[float]], eps: float, times:
 
 
 def _disturbed(
-    model: nn.Module, inputs: Sequence[Any], exact: Any, eps: float, seeds: Sequence[int]
+    model: nn.Module,
+    inputs: Sequence[Any],
+    exact: Any,
+    eps: float,
+    seeds: Sequence[int],
+    around: Callable[[float, int], AbstractContextManager[Any]] = lambda _, __: nullcontext(),
 ) -> list[list[float]]:
     """What one rounding of every weight does to the outputs, to first order; nothing where the model objects.
 
-    inputs, exact: of the model in float64.  eps: of its own dtype.
+    inputs, exact: of the model in float64.  eps: of its own dtype.  around: what it runs in, of (step, seed).
     """
     step = max(eps / 2, DISTURBANCE)
+    others: list[Any] = []
     try:
-        others = [run(_off(duplicate(model).double(), step, seed), inputs) for seed in seeds]
+        for seed in seeds:
+            other = _off(duplicate(model).double(), step, seed)
+            with around(step, seed):
+                others.append(run(other, inputs))
     except (RuntimeError, ValueError, AssertionError):  # the user's forward
         return []
     return [[error * eps / 2 / step for error in _errors(exact, other)] for other in others]
@@ -166,6 +176,25 @@ class _Coarsest(TorchDispatchMode):
         values = result if isinstance(result, tuple | list) else (result,)
         floating = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
         self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in floating)])
+        return result
+
+
+class _ResultsOff(TorchDispatchMode):
+    """Every result of an operator is off by up to `step`, relative: a norm may magnify that, and hide the weights."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, step: float, seed: int) -> None:
+        super().__init__()
+        self._step, self._generator = step, torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            for tensor in _tensor_leaves(result):
+                if tensor.dtype == torch.float64 and tensor.device.type == "cpu" and tensor.numel():
+                    noise = torch.empty(tensor.shape, dtype=torch.float64)
+                    tensor.mul_(noise.uniform_(1 - self._step, 1 + self._step, generator=self._generator))
         return result
 
 
