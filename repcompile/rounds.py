@@ -73,7 +73,10 @@ class Compilation:
         report = report_on(*stages, self.rules.idioms, self.checks, self.inner)
         for path, part in self.inner.items():
             report = joined(report, part.report.under(path))
-        report = report if self.later is None else joined(replace(report, left=()), self.later.report)
+        if self.later is not None:  # what is left then is told as it was first: in operators of the user's
+            later, told = self.later.report, {left.path: left for left in report.left}
+            later = replace(later, left=tuple(told.get(left.path, left) for left in later.left))
+            report = joined(replace(report, left=()), later)
         return replace(report, notes=(Left("", self.exported), *report.notes)) if self.exported else report
 
     @property
