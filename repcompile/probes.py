@@ -18,7 +18,7 @@ from repcompile.interpret import DEFAULT_SIZE, evaluated_shape
 from repcompile.regions import Region
 from repcompile.shapes import Shape, Size, product
 
-RESAMPLED = 7  # positions along each axis in front of a pool or an interpolation
+RESAMPLED = 12  # positions along each axis in front of a pool, an interpolation or a shuffle of two, three, four or six
 
 
 def probe_sizes(region: Region, facts: Facts, larger: int = 0) -> tuple[dict[str, int], tuple[int, ...]]:
