@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile.compare import Check, compare, largest_of
-from repcompile.copies import duplicate
 from repcompile.errors import VerificationError
-from repcompile.execute import run, run_copy
+from repcompile.execute import run
+from repcompile.lending import Change, Convert, as_it_is, lent_copy, unchanged, whole_copy
+
+Run = Callable[..., Any]  # (model, inputs, convert, change, around) -> what a copy of the model returns
 
 EPS = torch.finfo(torch.float64).eps
 ESTIMATES = 8  # how many times the estimate two models may differ: 1.8 is the most that was seen (docs/math.md, 10)
@@ -34,22 +37,57 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     lose half of its digits.
     Neither model is changed.  Raises VerificationError if the outputs differ in structure.
     """
+    checks = _compared(model, fused, example_inputs, _run_sparingly)
+    return checks if all(check.passed for check in checks) else _compared(model, fused, example_inputs, _run_whole)
+
+
+def _compared(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any], result_of: Run) -> tuple[Check, Check]:
     with _Coarsest() as coarsest:
-        expected = run_copy(model, example_inputs)
-    got = run_copy(fused, example_inputs)
+        expected = result_of(model, example_inputs)
+    got = result_of(fused, example_inputs)
     eps, inputs = max(_eps_of(model), coarsest.eps), _in_float64(example_inputs)
     if all(dtype == torch.float64 for dtype in _dtypes(model, fused, example_inputs)):
-        bounds = _bounds(expected, _disturbed(model, inputs, expected, eps, SEEDS, _ResultsOff), eps, OPERATORS)
+        noises = _disturbed(model, inputs, expected, eps, SEEDS, result_of, _ResultsOff)
+        bounds = _bounds(expected, noises, eps, OPERATORS)
         native = compare_outputs(expected, got, bounds)
         return native, native
     try:
-        exact, rounded = (run(duplicate(each).double(), inputs) for each in (model, fused))
+        exact, rounded = (result_of(each, inputs, nn.Module.double) for each in (model, fused))
     except RuntimeError:  # the user's forward
         native = compare_outputs(expected, got, eps**0.5)
         return native, native
-    noises = [_errors(exact, expected), *_disturbed(model, inputs, exact, eps, SEEDS[:1])]
+    noises = [_errors(exact, expected), *_disturbed(model, inputs, exact, eps, SEEDS[:1], result_of)]
     bounds = _bounds(exact, noises, eps, ESTIMATES)
     return compare_outputs(exact, rounded, bounds), compare_outputs(expected, got, bounds)
+
+
+def _run_whole(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    convert: Convert = as_it_is,
+    change: Change = unchanged,
+    around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it has no state
+) -> Any:
+    """What a copy of `model` returns, in another dtype, and with other weights.  around: what it runs in."""
+    copy = whole_copy(model, convert, change)
+    with around:
+        return run(copy, inputs)
+
+
+def _run_sparingly(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    convert: Convert = as_it_is,
+    change: Change = unchanged,
+    around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008
+) -> Any:
+    """The same, with one operator's weights in memory at a time, where the model lets itself be run so."""
+    try:
+        copy = lent_copy(model, convert, change)
+        with around:
+            return run(copy, inputs)
+    except Exception:  # noqa: BLE001 - the user's forward, which may want to know more of its weights
+        return _run_whole(model, inputs, convert, change, around)
 
 
 def _bounds(expected: Any, noises: Sequence[Sequence[float]], eps: float, times: int) -> list[float]:
@@ -71,6 +109,7 @@ def _disturbed(
     exact: Any,
     eps: float,
     seeds: Sequence[int],
+    result_of: Run,
     around: Callable[[float, int], AbstractContextManager[Any]] = lambda _, __: nullcontext(),
 ) -> list[list[float]]:
     """What one rounding of every weight does to the outputs, to first order; nothing where the model objects.
@@ -81,12 +120,19 @@ def _disturbed(
     others: list[Any] = []
     try:
         for seed in seeds:
-            other = _off(duplicate(model).double(), step, seed)
-            with around(step, seed):
-                others.append(run(other, inputs))
+            change = partial(_put_off, step=step, seed=seed)
+            others.append(result_of(model, inputs, nn.Module.double, change, around(step, seed)))
     except (RuntimeError, ValueError, AssertionError):  # the user's forward
         return []
     return [[error * eps / 2 / step for error in _errors(exact, other)] for other in others]
+
+
+def _put_off(weight: Tensor, number: int, step: float, seed: int) -> None:
+    """Change a weight by up to `step`, relative; each weight and each seed by something else."""
+    if weight.is_floating_point():
+        generator = torch.Generator().manual_seed(len(SEEDS) * number + seed)
+        noise = torch.empty(weight.shape).uniform_(-step, step, generator=generator)
+        weight.addcmul_(weight, noise.to(weight))
 
 
 def _errors(exact: Any, other: Any) -> list[float]:
@@ -94,17 +140,6 @@ def _errors(exact: Any, other: Any) -> list[float]:
     pairs = zip(_tensors(exact), _tensors(other), strict=False)
     found = (compare(b, a, 0.0).error for a, b in pairs)
     return [error if isfinite(error) else 0.0 for error in found]
-
-
-def _off(model: nn.Module, step: float, seed: int) -> nn.Module:
-    """The model, with every weight off by up to `step`, relative."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in dict.fromkeys((*model.parameters(), *model.buffers())):
-            if tensor.is_floating_point():
-                noise = torch.empty(tensor.shape).uniform_(-step, step, generator=generator)
-                tensor.addcmul_(tensor, noise.to(tensor))
-    return model
 
 
 def compare_outputs(expected: Any, got: Any, tolerance: float | Sequence[float] = 1e-6) -> Check:
