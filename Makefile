@@ -20,7 +20,7 @@ export PYTHONPATH := $(CURDIR)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep fuzz bench package lint format clean
+.PHONY: help demo test sweep load fuzz bench package lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: $(STAMP)  ## the tests; TEST_ARGS="-k border tests/test_affine.py"
 
 sweep: $(STAMP)  ## every published network (an hour)
 	$(PYTEST) -m sweep $(TEST_ARGS)
+
+load: $(STAMP)  ## models of 100,000 nodes and of a gigabyte (ten minutes, 8 GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m load $(TEST_ARGS)
 
 fuzz: $(STAMP)  ## random programs (an hour); FUZZ_ARGS="--programs 1000 --seed 7"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.report $(FUZZ_ARGS)
