@@ -20,7 +20,7 @@ export PYTHONPATH := $(CURDIR)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep load fuzz bench package lint format clean
+.PHONY: help demo test coverage sweep load fuzz bench package lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ demo: $(STAMP)  ## fuse a model and show what became of it; DEMO_ARGS="--model f
 
 test: $(STAMP)  ## the tests; TEST_ARGS="-k border tests/test_affine.py"
 	$(PYTEST) $(TEST_ARGS)
+
+coverage: $(STAMP)  ## the tests; fails unless they take 95 % of repcompile's branches
+	$(PYTEST) --cov $(TEST_ARGS)
 
 sweep: $(STAMP)  ## every published network (an hour)
 	$(PYTEST) -m sweep $(TEST_ARGS)

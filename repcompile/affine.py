@@ -105,6 +105,15 @@ class Affine:
     `identity`, `pad`, `select` or `cat`, or let `probe` measure it; combine with
     `outer @ inner`, `a + b`, `a - b`, `-a`, and `gain * a`, `a + shift` for numbers and tensors under torch's
     broadcasting. What no single operator equals raises `Inexact` with the reason.
+
+    >>> import torch
+    >>> wide, point = Affine.conv(torch.ones(4, 4, 3, 3), padding=1), Affine.conv(torch.ones(4, 4, 1, 1))
+    >>> [axis.size for axis in (wide @ point + Affine.identity(4, 2)).axes]
+    [3, 3]
+    >>> wide @ wide
+    Traceback (most recent call last):
+        ...
+    repcompile.errors.Inexact: zero padding between two operators that mix positions
     """
 
     c_in: int

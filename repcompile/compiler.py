@@ -97,6 +97,11 @@ def fuse(
     only, skip: the modules that are compiled, and those that stay as they are, in training form: a glob of module paths
     ("stages.3", "**.attention"; all that is inside is meant too), several of them, or a function of path and module.
     Raises ModelError if the model cannot be compiled as it is, VerificationError if the results differ.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    >>> [type(layer).__name__ for layer in fuse(model).children()]
+    ['Conv2d', 'ReLU']
     """
     module = compile_model(model, example_inputs, rules=rules, cost=cost, only=only, skip=skip).module
     return program_of(module, model) if isinstance(model, ExportedProgram) else module

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import sys
 from collections.abc import Iterator
-from importlib import invalidate_caches
+from importlib import import_module, invalidate_caches
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
 import torch
@@ -71,6 +73,10 @@ def test_the_tutorial(site: Path) -> None:
     run(DOCS / "tutorial.md", site)
 
 
+def test_the_algebra(site: Path) -> None:
+    run(DOCS / "math.md", site)
+
+
 class Blur(nn.Module):
     """What the README's rule is about."""
 
@@ -112,3 +118,16 @@ PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_with_code_is_run_above() -> None:
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]
+    with_code = {page.name for page in pages if any(b["kind"] == "python" for b in BLOCK.finditer(page.read_text()))}
+    assert with_code == {"rules.md", "tutorial.md", "math.md", "README.md"}
+
+
+def test_what_docstrings_show() -> None:
+    names = [name for _, name, _ in walk_packages(repcompile.__path__, "repcompile.") if name != "repcompile.__main__"]
+    shown = [doctest.testmod(import_module(name)) for name in names]
+    assert sum(result.attempted for result in shown) >= 5
+    assert [result.failed for result in shown] == [0] * len(names)
