@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from repcompile.affine import Affine, Map, Uniform
+from repcompile.axis import Axis
 from repcompile.capture import Captured, called
 from repcompile.constants import Constants
 from repcompile.copies import duplicate, same_state
@@ -31,6 +32,7 @@ from repcompile.values import in_float64
 
 KINDS = ("affine", "layout", "shape")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
+BY_SIZE = "an argument that depends on the input's size"
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
 
@@ -287,6 +289,10 @@ class _Interpreter:
             layout: Layout = rule(shape, *self._resolved_shapes(args[1:], rule), **self._resolved_sizes(options))
         except Inexact:
             return None
+        except TypeError:
+            if not self._takes_size(node):
+                raise
+            return None
         if shape is None:
             self._shapes[node] = layout.shape
             return None
@@ -352,6 +358,8 @@ class _Interpreter:
         except RepcompileError:
             raise
         except Exception as error:  # a rule of the user's
+            if isinstance(error, TypeError) and self._takes_size(call):
+                raise Inexact(BY_SIZE) from error
             reason = f"{type(error).__name__}: {error}"
             raise RuleError(f"rule {rule.name!r} failed on {called(node, self._captured)}: {reason}") from error
         if call.op == "call_module" and self._rules.on_trial(rule):
@@ -359,6 +367,8 @@ class _Interpreter:
         if not isinstance(result, Affine | Uniform):
             place = called(node, self._captured)
             raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} for {place}, not a map")
+        if isinstance(result, Affine) and self._takes_size(call) and any(map(_by_size, result.axes)):
+            raise Inexact(BY_SIZE)
         return result
 
     def _arguments(self, node: fx.Node, rule: Rule | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -413,6 +423,10 @@ class _Interpreter:
         """Arguments of a rule about shapes: sizes and whole shapes for the nodes that ask for them."""
         return map_arg(args, self._size_operand)
 
+    def _takes_size(self, node: fx.Node) -> bool:
+        """Whether one of its arguments is a size of some value: most rules know numbers only."""
+        return any(operand in self._sizes or operand in self._asked for operand in node.all_input_nodes)
+
     def _size_operand(self, node: fx.Node) -> Any:
         if node in self._sizes:
             return self._sizes[node]
@@ -447,6 +461,11 @@ def _widened(shape: Shape, x: Affine) -> Shape:
     """`shape` with as many channels as `x` has."""
     place = len(shape) - 1 - len(x.axes)
     return (*shape[:place], Size(x.c_out), *shape[place + 1 :])
+
+
+def _by_size(axis: Axis) -> bool:
+    """Whether a rule took a size for a number."""
+    return any(isinstance(getattr(axis, part.name), Size) for part in fields(axis))
 
 
 def _home(facts: Sequence[Fact], result: Map, end: int) -> int:

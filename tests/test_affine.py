@@ -467,7 +467,6 @@ def test_a_union_is_the_smallest_window_with_the_taps_of_both(data: st.DataObjec
     assert axis.united(axis) == axis
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(size=st.integers(1, 6), dilation=st.integers(1, 3))
 def test_same_padding_is_that_of_torch(size: int, dilation: int) -> None:
     weight = torch.arange(1.0, size + 1).double().reshape(1, 1, size)

@@ -88,6 +88,7 @@ RANDOM: dict[str, Callable[[Any], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:dropout2d. Received a 3D input")  # the weights of one filter each
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("place", ["gain", "weight"])
 def test_a_random_weight_stays_random(name: str, place: str) -> None:

@@ -25,7 +25,6 @@ Build = Callable[[], nn.Module]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*torch.jit"),
 ]
 

@@ -31,7 +31,6 @@ from tests.strategies import assert_close, assert_equal
 FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(data=st.data(), n=st.integers(1, 3), channels=st.integers(1, 4), multiplier=st.integers(1, 3))
 def test_tap_by_tap_is_torchs_convolution(data: st.DataObject, n: int, channels: int, multiplier: int) -> None:
     def each(low: int, high: int) -> Any:

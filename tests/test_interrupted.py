@@ -23,6 +23,9 @@ from tests.test_hostile import Undecided, conv, image, made, norm
 MOMENTS = 24
 INPUTS = (image(2, 4, 7, 6),)
 
+# Ctrl-C while the garbage collector calls back (Hypothesis has it do so) is reported, and goes no further.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def network() -> nn.Module:
     """A part that stays Python among parts that fuse."""

@@ -20,7 +20,7 @@ from repcompile.errors import Inexact
 from repcompile.execute import execute
 from repcompile.facts import Fact, affine_facts
 from repcompile.fold import apply
-from repcompile.modules import BorderConv, ChannelAffine
+from repcompile.modules import BorderConv, ChannelAffine, put
 from repcompile.rules import CONV, DEFAULT, NORM, RuleSet, affine_rule
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
@@ -338,6 +338,40 @@ def test_arithmetic_that_is_refused(formula: Callable[[Any, Any], Any], reason: 
     module = Formula(formula, conv=nn.Conv2d(4, 4, 1), flat=torch.ones(4))
     with pytest.raises(Inexact, match=reason):
         map_of(module, torch.ones(2, 4, 4, 4))  # as wide as it has channels
+
+
+# -- what only looks like an operator that a rule knows -------------------------------------------------------------------
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "a number of groups": (lambda m, x: F.conv2d(x, m.grouped, groups=x.shape[1]), "an argument that depends on"),
+    "chosen channels written": (lambda m, x: put(x, (slice(None), [0, 1]), m.point(x)[:, :2]), "something else than"),
+    "every other written": (lambda m, x: put(x, (slice(None), slice(0, 4, 2)), m.point(x)[:, :2]), "something else"),
+    "two axes flipped": (lambda m, x: x.flip((2, 3)), "several axes are flipped"),
+    "channels by a tensor": (lambda m, x: x.index_select(1, m.index), "weights of dtype torch.int64"),
+    "a constant joined": (lambda m, x: torch.cat([x, m.fixed], 1), "does not depend on the input"),
+    "positions by a list": (lambda m, x: x[:, :, [0, 1]], "positions picked one by one"),
+    "positions by a size": (lambda m, x: x[:, :, : x.shape[2] - 1], "only the run will know"),
+    "two images": (lambda m, x: torch.einsum("bchw,bchw->bchw", x, x), "an einsum of another form"),
+    "ellipsis": (lambda m, x: torch.einsum("...hw,oh->...ow", x, m.wide), "an einsum of another form"),
+    "more than a matrix": (lambda m, x: torch.einsum("bchw,ock->bohw", x, m.matrices), "an einsum of another form"),
+    "transposed, too": (lambda m, x: torch.einsum("bchw,oc->bhwo", x, m.matrix), "exchange the channels"),
+    "a sum, too": (lambda m, x: torch.einsum("bchw,oc->bo", x, m.matrix), "exchange the channels"),
+    "padding by a size": (lambda m, x: F.pad(x, (x.shape[2], 0)), "padding that depends on the input's size"),
+    "a third part of two": (lambda m, x: x.split(2, 1)[-1] + x.chunk(9, 1)[-1], "cannot|summands|channels|differ"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_and_why(name: str) -> None:
+    formula, reason = REFUSED[name]
+    matrices = {"matrix": torch.randn(3, 4), "wide": torch.randn(3, 7), "matrices": torch.randn(3, 4, 1)}
+    module = Formula(
+        formula, point=nn.Conv2d(4, 4, 1), fixed=torch.randn(2, 4, 7, 8), grouped=torch.ones(4, 1, 1, 1), **matrices
+    )
+    module.register_buffer("index", torch.tensor([0, 1]))
+    with pytest.raises(Inexact, match=reason):
+        fact_of(module, image(2))
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------

@@ -105,18 +105,16 @@ def chunk(x: Map, chunks: int, dim: int = 0, shape: Shape | None = None, part: i
 
 
 @affine_rule("split", torch.split, torch.functional.split, word="pick")
-def split(
-    x: Map, split_size_or_sections: int | Sequence[int], dim: int = 0, shape: Shape | None = None, part: int = 0
-) -> Map:
-    if isinstance(split_size_or_sections, int):
-        size, width = _known(shape, _axis(dim, shape)), split_size_or_sections
+def split(x: Map, split_size_or_sections: Any, dim: int = 0, shape: Shape | None = None, part: int = 0) -> Map:
+    if isinstance(split_size_or_sections, int | Size):
+        size, width = _known(shape, _axis(dim, shape)), _number(split_size_or_sections) or 1
         return _part(x, dim, shape, [width] * (size // width) + [size % width] * (size % width > 0), part)
-    return _part(x, dim, shape, split_size_or_sections, part)
+    return _part(x, dim, shape, [_number(size) or 0 for size in split_size_or_sections], part)
 
 
 def _part(x: Map, dim: int, shape: Shape | None, sizes: Sequence[int], part: int) -> Map:
-    if not all(isinstance(size, int) for size in sizes) or not -len(sizes) <= part < len(sizes):
-        raise Inexact("parts whose sizes are not known here")
+    if not -len(sizes) <= part < len(sizes):
+        raise Inexact(f"part {part} of {len(sizes)}")
     start = sum(sizes[: part % len(sizes)])
     return _picked(x, _axis(dim, shape), slice(start, start + sizes[part]), shape)
 
