@@ -340,7 +340,7 @@ def test_arithmetic_that_is_refused(formula: Callable[[Any, Any], Any], reason: 
         map_of(module, torch.ones(2, 4, 4, 4))  # as wide as it has channels
 
 
-# -- what only looks like an operator that a rule knows -------------------------------------------------------------------
+# -- what only looks like an operator that a rule knows ----------------------------------------------------------------
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
