@@ -34,7 +34,7 @@ class Captured:
 
     graph: torch.fx's; every node's `meta["path"]` names the module of the user's that it belongs to.
     modules, constants: what `call_module` and `get_attr` targets mean: the user's own objects, only ever read.
-    opaque: path of a module that stays Python -> the reason.
+    opaque: path of a module, or of a statement, that stays Python -> the reason.
     classes: path -> the torch.nn class, or our own, of a module that computes what that class computes; the others are
     opaque.
     transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
@@ -106,6 +106,7 @@ def capture(
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
     opaque.update(traced.failures)
+    modules = {**modules, **traced.statements}
     used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     return Captured(
         graph,

@@ -54,13 +54,13 @@ def same_state(left: nn.Module, right: nn.Module) -> bool:
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
     """Numbers, texts and the like that a module has, and that another one may have in its place."""
-    return {name: value for name, value in vars(module).items() if _is_plain(value) and name not in _TAKEN}
+    return {name: value for name, value in vars(module).items() if is_plain(value) and name not in _TAKEN}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether nobody can change it."""
     if type(value) in (tuple, frozenset, torch.Size):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 

@@ -21,6 +21,23 @@ def reason_of(error: Exception) -> str:
     return (known or f"{type(error).__name__}: {text}") + (f", at {place}" if place else "")
 
 
+def line_in(error: Exception, code: CodeType) -> int | None:
+    """The line of a function's source from which an error came, None if it did not come through there.
+
+    A function that was compiled again has the same lines.
+    """
+    lines = [line for _, _, line in code.co_lines() if line is not None]
+    return next(
+        (
+            line
+            for frame, line in reversed(list(traceback.walk_tb(error.__traceback__)))
+            if (frame.f_code.co_filename, frame.f_code.co_name) == (code.co_filename, code.co_name)
+            and min(lines) <= line <= max(lines)
+        ),
+        None,
+    )
+
+
 def _place(error: Exception) -> str:
     """`file.py:12: the line` of the innermost frame that is neither torch's nor ours."""
     theirs = [

@@ -31,6 +31,7 @@ from repcompile.rewrite import Emission, Rewritten, Rollback, rewrite
 from repcompile.rewrites import Rewrites, rewritten_by
 from repcompile.rules import RuleSet
 from repcompile.selection import NOTHING, SKIPPED, Selection
+from repcompile.statements import KeptStatement
 from repcompile.trial import Trial
 from repcompile.verify import compare_outputs, same_results
 
@@ -176,10 +177,12 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
 def _traced(model: nn.Module, examples: Inputs | None, calls: Calls, settings: Settings) -> Compilation:
     captured = canonicalize(capture(model, settings.rules.module_classes, examples, settings.selection))
     known = _measured(captured, model, examples)
-    calls = calls.at_other_sizes(model) if captured.opaque else calls
     parts = {path: captured.modules[path] for path in captured.opaque}
+    parts = {path: module for path, module in parts.items() if not isinstance(module, KeptStatement)}
+    calls = calls.at_other_sizes(model) if parts else calls
     inner = _inside(model, parts, captured.opaque, calls, settings)
-    captured = replace(captured, opaque=inner.reasons)
+    statements = {path: reason for path, reason in captured.opaque.items() if path not in parts}
+    captured = replace(captured, opaque={**inner.reasons, **statements})
     return _one_round(captured, known, settings, None if hooked(model) else examples, inner.parts)
 
 

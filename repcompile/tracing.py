@@ -13,7 +13,8 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from types import FrameType
+from itertools import count
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,29 +23,36 @@ from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
 from repcompile.classes import CONTAINERS, HOOKS, hooked, hooks_of, torch_class, weight_hooks
-from repcompile.copies import structure_of
+from repcompile.copies import is_plain, structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
 from repcompile.handover import contents, hand_over, restore
 from repcompile.memo import same_program
-from repcompile.memory import Changed, changes, snapshot
+from repcompile.memory import Changed, Snapshot, changes, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_type
-from repcompile.reasons import reason_of
+from repcompile.reasons import line_in, reason_of
+from repcompile.records import records_of
+from repcompile.statements import KeptStatement, Statement, plain_forward, statement_at, with_statements
 from repcompile.wrappers import own_call, wrapped
 
 KEPT = "constant_"  # names of tensors that no module registers
+KEPT_STATEMENT = "python_"  # names of statements that stay Python
 QUESTIONS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """graph; constants: what `get_attr` targets mean; failures: path of a module that is one node -> why."""
+    """graph; constants: what `get_attr` targets mean; failures: path of a module that is one node -> why.
+
+    statements: those that are one node, by the path that the node names.
+    """
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     failures: Mapping[str, str]
+    statements: Mapping[str, KeptStatement]
 
 
 def trace(
@@ -64,7 +72,7 @@ def trace(
         raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
     tracer = _Tracer(shell, leaves, frozenset(opaque))
     tracer.run(arguments)
-    return Traced(tracer.graph, tracer.constants, tracer.failures)
+    return Traced(tracer.graph, tracer.constants, tracer.failures, tracer.statements)
 
 
 class _Tensors(dict[str, Any]):
@@ -95,6 +103,9 @@ class _Tracer(fx.Tracer):
         self.graph = fx.Graph(tracer_cls=type(self))
         self.constants: dict[str, Tensor] = {}
         self.failures: dict[str, str] = {}
+        self.statements: dict[str, KeptStatement] = {}
+        self._kept_in: dict[str, dict[Statement, str]] = {}  # path of a module -> what stays Python in it, and why
+        self._before: Snapshot = {}
         self._leaves = leaves
         self._opaque = opaque
         self._path = ""
@@ -110,7 +121,7 @@ class _Tracer(fx.Tracer):
 
     def run(self, arguments: Arguments) -> None:
         """Trace the root's own forward into `graph`."""
-        before = snapshot(self.root)
+        before = self._before = snapshot(self.root)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
                 result = self._result(arguments)
@@ -233,10 +244,10 @@ class _Tracer(fx.Tracer):
         if leaf:
             call = self._leaf_call(path)
         elif asks_for_type(module):
-            call = self._inlined_call(path, self._refusing("compares the type of what may be a tensor"), overridden)
+            refusing = self._refusing("compares the type of what may be a tensor")
+            call = self._inlined_call(path, module, refusing, overridden)
         else:
-            forward = _with_weights(module, wrapped(module) or module.forward)
-            call = self._inlined_call(path, forward, overridden)
+            call = self._inlined_call(path, module, wrapped(module) or module.forward, overridden)
         if leaf and overridden:
             call = self._refusing(f"calls {path}, which stays Python and has a __call__ of its own")
         attributes = vars(module)
@@ -270,28 +281,93 @@ class _Tracer(fx.Tracer):
 
         return call
 
-    def _inlined_call(self, path: str, forward: Callable[..., Any], overridden: bool) -> Callable[..., Any]:
+    def _inlined_call(
+        self, path: str, module: nn.Module, forward: Callable[..., Any], overridden: bool
+    ) -> Callable[..., Any]:
         leaf = self._leaf_call(path)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def attempt(*args: Any, **kwargs: Any) -> Any:
+            """The result; or, with everything as it was before, what the forward raised."""
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
             refused, given = self._refused, contents((*args, *kwargs.values()))
             try:
-                result = forward(*args, **kwargs)
+                result = _with_weights(module, self._with_kept(forward, path))(*args, **kwargs)
                 self._require_unrefused(refused)
                 return result
-            except Exception as error:  # the user's forward: whatever it cannot do with proxies
-                if path == "" or overridden:  # its __call__ goes on around it, so that its parent has to stay Python
-                    raise
+            except Exception:
                 self._erase_after(last)
-                self.failures[path] = reason_of(error)
                 self._refused = refused
                 restore(given)
-                return leaf(*args, **kwargs)
+                raise
             finally:
                 self._path = outer
 
+        def call(*args: Any, **kwargs: Any) -> Any:
+            first: Exception | None = None
+            while True:  # ends: every round keeps one more statement
+                try:
+                    return attempt(*args, **kwargs)
+                except Exception as error:  # the user's forward: whatever it cannot do with proxies
+                    first = first or error
+                    if not overridden and self._keeps_one_more(error, forward, path):
+                        continue
+                    if path == "" or overridden:  # its __call__ goes on around it, so its parent has to stay Python
+                        raise first
+                    self.failures[path] = reason_of(first)
+                    return leaf(*args, **kwargs)
+
         return call
+
+    # -- statements --------------------------------------------------------------------------------------------------
+
+    def _with_kept(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
+        """The forward, where statements that stay Python are recorded as one node each."""
+        kept = self._kept_in.get(path)
+        if not kept:
+            return forward
+        recorders = [self._recorder(statement, path, reason) for statement, reason in kept.items()]
+        return _exchanged(forward, with_statements(_function(forward), list(kept), recorders))
+
+    def _keeps_one_more(self, error: Exception, forward: Callable[..., Any], path: str) -> bool:
+        """Whether the forward may go on if the statement that failed stays Python."""
+        function = plain_forward(forward)
+        line = line_in(error, function.__code__) if function is not None else None
+        if function is None or line is None or changes(self.root, self._before):
+            return False
+        statement, kept = statement_at(function, line), self._kept_in.setdefault(path, {})
+        if statement is None or statement in kept:
+            return False
+        kept[statement] = reason_of(error)
+        return True
+
+    def _recorder(self, statement: Statement, path: str, reason: str) -> Callable[..., Any]:
+        def record(*values: Any) -> Any:
+            named = dict(zip(statement.reads, values, strict=True))
+            given = {name: value for name, value in named.items() if _depends_on_inputs(value)}
+            name = self._free_name(path)
+            others = {name: value for name, value in named.items() if name not in given}
+            self.statements[name] = KeptStatement(statement, list(given), self._fixed(others, statement))
+            self.failures[name] = reason
+            result = self.create_proxy("call_module", name, tuple(given.values()), {})
+            hand_over(tuple(given.values()), name, self)
+            return tuple(result[place] for place in range(len(statement.writes)))
+
+        return record
+
+    def _free_name(self, path: str) -> str:
+        names = (f"{path}.{KEPT_STATEMENT}{number}".lstrip(".") for number in count())
+        return next(name for name in names if name not in self.statements)
+
+    def _fixed(self, values: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
+        """What stands for what a statement reads and no input decides."""
+        modules = {name: value for name, value in values.items() if isinstance(value, nn.Module)}
+        strange = next((v for name, v in values.items() if name not in modules and not is_plain(v)), None)
+        if strange is not None:
+            raise self.refusal(f"has a {type(strange).__name__} that a statement which stays Python might change")
+        records = records_of(statement.node, statement.function, modules)
+        if records is None:
+            raise self.refusal("does more with a module than to read its numbers, in a statement that stays Python")
+        return {**values, **records}
 
     def _erase_after(self, last: fx.Node | None) -> None:
         for node in list(reversed(self.graph.nodes)):
@@ -315,6 +391,23 @@ def _with_weights(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
             vars(module).update({name: before[name] for name in before if vars(module)[name] is not before[name]})
 
     return call if hooks else forward
+
+
+def _depends_on_inputs(value: Any) -> bool:
+    """Whether it is, or holds, a value of the graph, or a tensor."""
+    if isinstance(value, Value) or not isinstance(value, tuple | list | dict):
+        return isinstance(value, Value | Tensor)
+    return any(map(_depends_on_inputs, value.values() if isinstance(value, dict) else value))
+
+
+def _function(forward: Any) -> FunctionType:
+    """Of a bound method."""
+    return forward.__func__
+
+
+def _exchanged(forward: Any, function: FunctionType) -> MethodType:
+    """The method with another function."""
+    return MethodType(function, forward.__self__)
 
 
 def _context() -> tuple[bool, ...]:

@@ -1,0 +1,262 @@
+"""One statement of a forward that stays Python, while the statements around it are traced.
+
+Given: a forward, and the line at which tracing it failed.  Result: the statement there as a function of the names that
+it reads, which returns those that it assigns; and the forward that calls such a function in its place.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from repcompile.errors import ModelError
+from repcompile.sources import Tree, source_of
+
+RECORDERS = "__statements__"  # the parameter that holds what is called in place of the statements
+FUTURE = 0x1FF0000  # the bits of a code's flags that say under which `from __future__` it was compiled
+REMEMBERED = 512  # functions
+EVERYTHING = None  # what is assigned behind a statement that does not end
+
+Names = frozenset[str]
+HEADS: dict[type[ast.stmt], str] = {ast.If: "test", ast.While: "test", ast.For: "iter"}
+SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Assert, ast.Raise, ast.Pass, ast.Expr)
+UNKNOWN = (
+    *(ast.Lambda, ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await),
+    *(ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp),  # names of their own
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """function: the forward.  number: of the statement in its tree.  reads, writes: local names, in order."""
+
+    function: FunctionType
+    number: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    @property
+    def node(self) -> ast.stmt:
+        return _statements(_tree(self.function))[self.number]
+
+
+class KeptStatement(nn.Module):
+    """Runs a statement, and returns a tuple of what it assigns.
+
+    given: names of the arguments, in order.  fixed: what the other names that it reads are.
+    """
+
+    def __init__(self, statement: Statement, given: Sequence[str], fixed: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.statement, self.given, self.fixed = statement, tuple(given), dict(fixed)
+        self.run = _function_of(statement)
+        self.training = False
+
+    def forward(self, *values: Any) -> Any:
+        return self.run(**dict(zip(self.given, values, strict=True)), **self.fixed)
+
+    def extra_repr(self) -> str:
+        return f"reads=({', '.join(self.statement.reads)}), assigns=({', '.join(self.statement.writes)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.run = _function_of(self.statement)
+
+
+def plain_forward(forward: Any) -> FunctionType | None:
+    """The function of a bound method whose source is known to be what runs, None if it is not."""
+    function = getattr(forward, "__func__", None)
+    return function if isinstance(function, FunctionType) and _is_known(function.__code__, function) else None
+
+
+def statement_at(function: FunctionType, line: int) -> Statement | None:
+    """The innermost statement that stands at `line` of the file, None if it cannot run on its own."""
+    tree = _tree(function)
+    numbered = [(number, node) for number, node in enumerate(_statements(tree)) if _covers(node, line)]
+    innermost = [(number, node) for number, node in numbered if not any(_covers(n, line) for n in _inner(node))]
+    if len(innermost) != 1 or not _may_stand_alone(innermost[0][1]):
+        return None
+    ((number, node),) = innermost
+    local, (read, assigned) = set(function.__code__.co_varnames), _flow([node], frozenset())
+    written = {name.id for name in _names(node, ast.Store)}
+    unsure = frozenset() if assigned is EVERYTHING else frozenset(written) - assigned
+    if not written <= local or not written.isdisjoint(function.__code__.co_freevars):
+        return None
+    return Statement(function, number, tuple(sorted(local & (read | unsure))), tuple(sorted(written)))
+
+
+def with_statements(
+    function: FunctionType, statements: Sequence[Statement], recorders: Sequence[Callable[..., Any]]
+) -> FunctionType:
+    """The forward with calls in the place of statements: of the recorders, with the names that each one reads."""
+    tree = copy.deepcopy(_tree(function))
+    nodes = _statements(tree)
+    calls = {nodes[each.number]: _call(each, place, nodes[each.number]) for place, each in enumerate(statements)}
+    _Exchange(calls).visit(tree)
+    tree.args.kwonlyargs.append(ast.arg(RECORDERS))
+    tree.args.kw_defaults.append(ast.Constant(None))
+    made = _compiled(tree, function)
+    made.__kwdefaults__ = {**(function.__kwdefaults__ or {}), RECORDERS: tuple(recorders)}
+    return made
+
+
+class _Exchange(ast.NodeTransformer):
+    def __init__(self, calls: Mapping[ast.stmt, ast.stmt]) -> None:
+        self._calls = calls
+
+    def visit(self, node: ast.AST) -> Any:
+        return self._calls[node] if node in self._calls else self.generic_visit(node)  # type: ignore[index]
+
+
+def _call(statement: Statement, place: int, like: ast.stmt) -> ast.stmt:
+    """`(a, b) = __statements__[place](x, y)`"""
+    recorder = ast.Subscript(ast.Name(RECORDERS, ast.Load()), ast.Constant(place), ast.Load())
+    call = ast.Call(recorder, [ast.Name(name, ast.Load()) for name in statement.reads], [])
+    names: list[ast.expr] = [ast.Name(name, ast.Store()) for name in statement.writes]
+    made = ast.Assign([ast.Tuple(names, ast.Store())], call) if names else ast.Expr(call)
+    for node in ast.walk(made):
+        ast.copy_location(node, like)
+    return made
+
+
+@lru_cache(REMEMBERED)
+def _function_of(statement: Statement) -> FunctionType:
+    """The statement as a function of the names that it reads."""
+    node = copy.deepcopy(statement.node)
+    names: list[ast.expr] = [ast.Name(name, ast.Load()) for name in statement.writes]
+    result = ast.Return(ast.Tuple(names, ast.Load()))
+    parameters = [ast.arg(name) for name in statement.reads]
+    arguments = ast.arguments([], parameters, None, [], [], None, [])
+    tree = ast.FunctionDef("statement", arguments, [node, result], [])
+    return _compiled(ast.copy_location(tree, node), statement.function, defaults=False)
+
+
+# -- trees and code ----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(REMEMBERED)
+def _tree(function: FunctionType) -> Tree:
+    """The function's tree, without decorators, its lines counted as in the file."""
+    source = source_of(function)
+    if source is None:
+        raise ModelError(f"the source of {function.__qualname__} is not here any more")
+    tree = copy.deepcopy(source.tree)
+    first = min([tree.lineno, *(node.lineno for node in tree.decorator_list)])
+    ast.increment_lineno(tree, function.__code__.co_firstlineno - first)
+    tree.decorator_list = []
+    return tree
+
+
+def _compiled(tree: Tree, like: FunctionType, defaults: bool = True) -> FunctionType:
+    """A function with the surroundings of another one."""
+    module = ast.fix_missing_locations(ast.Module([tree], []))
+    flags, name = like.__code__.co_flags & FUTURE, like.__code__.co_filename
+    code = compile(module, name, "exec", flags=flags, dont_inherit=True)
+    own = next(part for part in code.co_consts if isinstance(part, CodeType) and part.co_name == tree.name)
+    made = FunctionType(own, like.__globals__, tree.name, like.__defaults__ if defaults else None)
+    made.__kwdefaults__ = like.__kwdefaults__ if defaults else None
+    return made
+
+
+@lru_cache(REMEMBERED)
+def _is_known(code: CodeType, function: FunctionType) -> bool:
+    """Whether the source that is found for a function, on its own, is what it was compiled from."""
+    source = source_of(function)
+    if source is None or code.co_freevars or not isinstance(source.tree, ast.FunctionDef):
+        return False
+    return _same(_compiled(_tree(function), function).__code__, code)
+
+
+def _same(code: CodeType, other: CodeType) -> bool:
+    def values(each: CodeType) -> list[Any]:
+        return [(type(value), value) for value in each.co_consts if not isinstance(value, CodeType)]
+
+    inner, others = (
+        [value for value in each.co_consts if isinstance(value, CodeType)] for each in (code, other)
+    )
+    alike = (code.co_code, code.co_names, code.co_varnames) == (other.co_code, other.co_names, other.co_varnames)
+    return alike and values(code) == values(other) and len(inner) == len(others) and all(map(_same, inner, others))
+
+
+def _statements(tree: Tree) -> list[ast.stmt]:
+    """All statements inside, in an order that copies of the tree have too."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node is not tree]
+
+
+def _inner(node: ast.stmt) -> list[ast.stmt]:
+    return [part for part in ast.walk(node) if isinstance(part, ast.stmt) and part is not node]
+
+
+def _covers(node: ast.stmt, line: int) -> bool:
+    return node.lineno <= line <= (node.end_lineno or node.lineno)
+
+
+# -- what a statement reads and assigns --------------------------------------------------------------------------------
+
+
+def _may_stand_alone(node: ast.stmt) -> bool:
+    """Whether nothing in it jumps out, or makes, or changes, anything but local names."""
+    if any(isinstance(part, UNKNOWN) for part in ast.walk(node)):
+        return False
+    kinds = (*SIMPLE, *HEADS)
+    return all(type(part) in kinds for part in (node, *_inner(node))) and all(_targets_are_names(node))
+
+
+def _targets_are_names(node: ast.stmt) -> Iterator[bool]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.expr) and not isinstance(part, ast.Name | ast.Tuple | ast.List | ast.Starred):
+            yield isinstance(getattr(part, "ctx", ast.Load()), ast.Load)
+
+
+def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
+    return [part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, context)]
+
+
+def _flow(body: Iterable[ast.stmt], assigned: Names | None) -> tuple[Names, Names | None]:
+    """(names that may be read before they are assigned, names that surely are assigned at the end)"""
+    read: Names = frozenset()
+    for node in body:
+        head = getattr(node, HEADS.get(type(node), ""), node)
+        loads = frozenset(name.id for name in _names(head, ast.Load))
+        if isinstance(node, ast.AugAssign):
+            loads |= frozenset(name.id for name in _names(node.target, ast.Store))
+        read |= _without(loads, assigned)
+        if type(node) in HEADS:
+            more, assigned = _branches(node, assigned)
+            read |= more
+        elif isinstance(node, ast.Raise):
+            assigned = EVERYTHING
+        elif not isinstance(node, ast.AnnAssign) or node.value is not None:
+            assigned = _with(assigned, node)
+    return read, assigned
+
+
+def _branches(node: Any, assigned: Names | None) -> tuple[Names, Names | None]:
+    """The same for the inside of an `if` or a loop."""
+    inside = _with(assigned, node.target) if isinstance(node, ast.For) else assigned
+    first, one = _flow(node.body, inside)
+    second, other = _flow(node.orelse, assigned)
+    if not isinstance(node, ast.If):
+        return first | second, assigned
+    if one is EVERYTHING or other is EVERYTHING:
+        return first | second, other if one is EVERYTHING else one
+    return first | second, one & other
+
+
+def _with(assigned: Names | None, node: ast.AST) -> Names | None:
+    stored = frozenset(name.id for name in _names(node, ast.Store))
+    return EVERYTHING if assigned is EVERYTHING else assigned | stored
+
+
+def _without(names: Names, assigned: Names | None) -> Names:
+    return frozenset() if assigned is EVERYTHING else names - assigned
