@@ -76,12 +76,14 @@ def candidate_regions(
         if sink in facts.rules
         for fact in candidates
         if facts.rules[sink].kind == "affine" or _came_back(fact, sink)
-        for region in _regions(fact, sink, order, pricing)
+        for region in _regions(fact, sink, order, captured, pricing)
         if bisect(opaque, order[region.nodes[0]]) == bisect(opaque, order[sink])
     ]
 
 
-def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _Pricing) -> list[Region]:
+def _regions(
+    fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], captured: Captured, pricing: _Pricing
+) -> list[Region]:
     """The region of one fact, once for each place of its path where the map can stand and costs something else."""
     if fact.path or not fact.map.is_identity if isinstance(fact.map, Uniform) else not fact.map.has_operator:
         return []
@@ -90,7 +92,7 @@ def _regions(fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], pricing: _
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return []
-    if _may_read_integers(fact.source, (*interior, sink), pricing.facts):
+    if _may_read_integers(fact.source, (*interior, sink), captured, pricing.facts):
         return []
     before = tuple(chain(*kernels))
     priced: dict[tuple[Cost, ...], Fact] = {}
@@ -115,12 +117,16 @@ def _came_back(fact: Fact, sink: fx.Node) -> bool:
     return not any(step.node is sink for step in fact.path) and not isinstance(fact.map, Uniform)
 
 
-def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) -> bool:
-    """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes."""
+def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Captured, facts: Facts) -> bool:
+    """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes.
+
+    What stays Python may return them too, or a number that is no tensor.
+    """
     origin = source
     while origin in facts.alike:  # an activation: of its operand's dtype
         origin = origin.all_input_nodes[0]
-    if origin in facts.rules or origin.op == "call_module" or source.target in FLOATING:
+    known = origin in facts.rules or origin.op == "call_module" or source.target in FLOATING
+    if known and not _stays_python(origin, captured):
         return False
     alike = {source}  # values of the source's dtype
     for node in nodes:
@@ -132,6 +138,13 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], facts: Facts) 
         if rule.kind == "layout" or rule.keeps_dtype:
             alike.add(node)
     return True
+
+
+def _stays_python(origin: fx.Node, captured: Captured) -> bool:
+    """Whether it is what a module that stays Python returns, or an item of that."""
+    while origin.target is operator.getitem:
+        origin = origin.all_input_nodes[0]
+    return origin.op == "call_module" and str(origin.target) in captured.opaque
 
 
 def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import dis
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +28,10 @@ EVERYTHING = None  # what is assigned behind a statement that does not end
 
 Names = frozenset[str]
 HEADS: dict[type[ast.stmt], str] = {ast.If: "test", ast.While: "test", ast.For: "iter"}
+RESULT = "return"  # what a `return` assigns: no name
 SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Assert, ast.Raise, ast.Pass, ast.Expr)
+FILLING = ("CACHE", "NOP", "PRECALL", "PUSH_NULL")
+METHODS = {"LOAD_METHOD": "LOAD_ATTR", "CALL_METHOD": "CALL"}
 UNKNOWN = (
     *(ast.Lambda, ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await),
     *(ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp),  # names of their own
@@ -35,7 +40,10 @@ UNKNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """function: the forward.  number: of the statement in its tree.  reads, writes: local names, in order."""
+    """function: the forward.  number: of the statement in its tree.
+
+    reads, writes: local names, in order; a `return` writes `RESULT`.
+    """
 
     function: FunctionType
     number: int
@@ -81,18 +89,20 @@ def plain_forward(forward: Any) -> FunctionType | None:
 
 def statement_at(function: FunctionType, line: int) -> Statement | None:
     """The innermost statement that stands at `line` of the file, None if it cannot run on its own."""
-    tree = _tree(function)
-    numbered = [(number, node) for number, node in enumerate(_statements(tree)) if _covers(node, line)]
+    numbered = [(number, node) for number, node in enumerate(_statements(_tree(function))) if _covers(node, line)]
     innermost = [(number, node) for number, node in numbered if not any(_covers(n, line) for n in _inner(node))]
-    if len(innermost) != 1 or not _may_stand_alone(innermost[0][1]):
-        return None
+    if len(innermost) != 1 or not all(type(node) in HEADS for _, node in numbered if node is not innermost[0][1]):
+        return None  # several at one line; or others around it that would have to be there at run time as well
     ((number, node),) = innermost
-    local, (read, assigned) = set(function.__code__.co_varnames), _flow([node], frozenset())
-    written = {name.id for name in _names(node, ast.Store)}
-    unsure = frozenset() if assigned is EVERYTHING else frozenset(written) - assigned
-    if not written <= local or not written.isdisjoint(function.__code__.co_freevars):
+    if not _may_stand_alone(node):
         return None
-    return Statement(function, number, tuple(sorted(local & (read | unsure))), tuple(sorted(written)))
+    local, (read, assigned) = _local(function.__code__), _flow([node], frozenset())
+    stored = {name.id for name in _names(node, ast.Store)}
+    written = stored & (read | _read_elsewhere(_tree(function), node))
+    unsure = frozenset() if assigned is EVERYTHING else frozenset(written) - assigned
+    writes = (RESULT,) if isinstance(node, ast.Return) else tuple(sorted(written))
+    known = stored <= local
+    return Statement(function, number, tuple(sorted(local & (read | unsure))), writes) if known else None
 
 
 def with_statements(
@@ -123,7 +133,9 @@ def _call(statement: Statement, place: int, like: ast.stmt) -> ast.stmt:
     recorder = ast.Subscript(ast.Name(RECORDERS, ast.Load()), ast.Constant(place), ast.Load())
     call = ast.Call(recorder, [ast.Name(name, ast.Load()) for name in statement.reads], [])
     names: list[ast.expr] = [ast.Name(name, ast.Store()) for name in statement.writes]
-    made = ast.Assign([ast.Tuple(names, ast.Store())], call) if names else ast.Expr(call)
+    made: ast.stmt = ast.Assign([ast.Tuple(names, ast.Store())], call) if names else ast.Expr(call)
+    if statement.writes == (RESULT,):
+        made = ast.Return(ast.Subscript(call, ast.Constant(0), ast.Load()))
     for node in ast.walk(made):
         ast.copy_location(node, like)
     return made
@@ -132,12 +144,14 @@ def _call(statement: Statement, place: int, like: ast.stmt) -> ast.stmt:
 @lru_cache(REMEMBERED)
 def _function_of(statement: Statement) -> FunctionType:
     """The statement as a function of the names that it reads."""
-    node = copy.deepcopy(statement.node)
-    names: list[ast.expr] = [ast.Name(name, ast.Load()) for name in statement.writes]
+    node: Any = copy.deepcopy(statement.node)
+    body, names = [node], [ast.Name(name, ast.Load()) for name in statement.writes]
+    if statement.writes == (RESULT,):
+        body, names = [], [node.value]
     result = ast.Return(ast.Tuple(names, ast.Load()))
     parameters = [ast.arg(name) for name in statement.reads]
     arguments = ast.arguments([], parameters, None, [], [], None, [])
-    tree = ast.FunctionDef("statement", arguments, [node, result], [])
+    tree = ast.FunctionDef("statement", arguments, [*body, result], [])
     return _compiled(ast.copy_location(tree, node), statement.function, defaults=False)
 
 
@@ -178,14 +192,27 @@ def _is_known(code: CodeType, function: FunctionType) -> bool:
 
 
 def _same(code: CodeType, other: CodeType) -> bool:
-    def values(each: CodeType) -> list[Any]:
-        return [(type(value), value) for value in each.co_consts if not isinstance(value, CodeType)]
+    """Whether both do the same; `a.b()` is compiled in two ways, by whether `a` is imported in the file around it."""
+    inner, others = _nested(code), _nested(other)
+    alike = code.co_varnames == other.co_varnames and _instructions(code) == _instructions(other)
+    return alike and len(inner) == len(others) and all(map(_same, inner, others))
 
-    inner, others = (
-        [value for value in each.co_consts if isinstance(value, CodeType)] for each in (code, other)
-    )
-    alike = (code.co_code, code.co_names, code.co_varnames) == (other.co_code, other.co_names, other.co_varnames)
-    return alike and values(code) == values(other) and len(inner) == len(others) and all(map(_same, inner, others))
+
+def _nested(code: CodeType) -> list[CodeType]:
+    return [value for value in code.co_consts if isinstance(value, CodeType)]
+
+
+def _instructions(code: CodeType) -> list[tuple[str, Any]]:
+    """(name, operand) of each instruction; of a jump, the number of the instruction that it leads to."""
+    kept = [each for each in dis.get_instructions(code) if each.opname not in FILLING]
+    offsets = [each.offset for each in kept]
+
+    def operand(each: dis.Instruction) -> Any:
+        if each.opcode in (*dis.hasjrel, *dis.hasjabs):
+            return bisect_left(offsets, each.argval)
+        return CodeType if isinstance(each.argval, CodeType) else (type(each.argval), each.argval)
+
+    return [(METHODS.get(each.opname, each.opname), operand(each)) for each in kept]
 
 
 def _statements(tree: Tree) -> list[ast.stmt]:
@@ -201,6 +228,10 @@ def _covers(node: ast.stmt, line: int) -> bool:
     return node.lineno <= line <= (node.end_lineno or node.lineno)
 
 
+def _local(code: CodeType) -> Names:
+    return frozenset((*code.co_varnames, *code.co_cellvars))
+
+
 # -- what a statement reads and assigns --------------------------------------------------------------------------------
 
 
@@ -209,7 +240,9 @@ def _may_stand_alone(node: ast.stmt) -> bool:
     if any(isinstance(part, UNKNOWN) for part in ast.walk(node)):
         return False
     kinds = (*SIMPLE, *HEADS)
-    return all(type(part) in kinds for part in (node, *_inner(node))) and all(_targets_are_names(node))
+    known = all(type(part) in kinds for part in _inner(node))
+    known = known and (type(node) in kinds or (isinstance(node, ast.Return) and node.value is not None))
+    return known and all(_targets_are_names(node))
 
 
 def _targets_are_names(node: ast.stmt) -> Iterator[bool]:
@@ -220,6 +253,15 @@ def _targets_are_names(node: ast.stmt) -> Iterator[bool]:
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
     return [part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, context)]
+
+
+def _read_elsewhere(tree: ast.AST, node: ast.AST) -> Names:
+    """Names that the rest of a function reads; an augmented assignment reads too."""
+    if tree is node:
+        return frozenset()
+    own = {part.id} if isinstance(part := getattr(tree, "target", None), ast.Name) else set[str]()
+    own |= {tree.id} if isinstance(tree, ast.Name) and not isinstance(tree.ctx, ast.Store) else set()
+    return frozenset(own).union(*(_read_elsewhere(child, node) for child in ast.iter_child_nodes(tree)))
 
 
 def _flow(body: Iterable[ast.stmt], assigned: Names | None) -> tuple[Names, Names | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from types import FrameType, FunctionType, MethodType
@@ -284,14 +284,14 @@ class _Tracer(fx.Tracer):
     def _inlined_call(
         self, path: str, module: nn.Module, forward: Callable[..., Any], overridden: bool
     ) -> Callable[..., Any]:
-        leaf = self._leaf_call(path)
+        leaf, hooks = self._leaf_call(path), weight_hooks(module)
 
         def attempt(*args: Any, **kwargs: Any) -> Any:
             """The result; or, with everything as it was before, what the forward raised."""
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
             refused, given = self._refused, contents((*args, *kwargs.values()))
             try:
-                result = _with_weights(module, self._with_kept(forward, path))(*args, **kwargs)
+                result = _with_weights(module, hooks, self._with_kept(forward, path))(*args, **kwargs)
                 self._require_unrefused(refused)
                 return result
             except Exception:
@@ -374,12 +374,12 @@ class _Tracer(fx.Tracer):
             if node is last:
                 return
             self._made.pop(str(node.target), None) if node.op == "get_attr" else None
+            self.statements.pop(str(node.target), None) if node.op == "call_module" else None
             self.graph.erase_node(node)
 
 
-def _with_weights(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _with_weights(module: nn.Module, hooks: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward behind the hooks that compute weights; the attributes that these set are put back."""
-    hooks = weight_hooks(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         before = dict(vars(module))
