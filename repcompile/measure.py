@@ -23,7 +23,8 @@ MOVES = frozenset(
 class Measure:
     """What one forward runs.
 
-    operators: ATen operators that compute; views, reshapes and copies are not counted.  norms: batch norms among them.
+    operators: ATen operators that compute; views, reshapes and copies are not counted.
+    norms: batch norms among them, by running statistics: instance norm runs the same operator, by those of its input.
     macs: multiply-accumulates of convolutions and matrix products.  parameters: numbers that the model holds.
     """
 
@@ -38,9 +39,8 @@ def measure(model: nn.Module, inputs: Sequence[Any]) -> Measure:
     operators = _Operators()
     with torch.no_grad(), operators:
         model(*inputs)
-    norms = sum("batch_norm" in name for name in operators.names)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Measure(len(operators.names), norms, operators.macs, parameters)
+    return Measure(len(operators.names), operators.norms, operators.macs, parameters)
 
 
 def macs_of(operator: Any, args: Any, kwargs: Any, result: Any) -> int:
@@ -68,7 +68,7 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.macs = 0
+        self.macs, self.norms = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,5 +76,13 @@ class _Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name not in MOVES:
             self.names.append(name)
+            self.norms += "batch_norm" in name and not _by_own_statistics(func, args, kwargs)
         self.macs += macs_of(func, args, kwargs, result)
         return result
+
+
+def _by_own_statistics(operator: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a batch norm is told that it is training."""
+    names = [argument.name for argument in operator._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return bool(given.get("training", False)) or "with_update" in operator.overloadpacket.__name__

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from functools import partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -105,6 +105,7 @@ class _Reading:
             self._usage.look(value)
             self._enter(self.value(target.value))
         elif isinstance(target, ast.Subscript):
+            self._usage.look(self.value(target.slice))
             self._usage.look(frozenset((path, depth) for path, depth in self.value(target.value) if not depth))
             if isinstance(target.value, ast.Name):
                 self._bind(target.value, self._usage.wrapped(value, 1))
@@ -239,6 +240,11 @@ class _Reading:
         meaning = self._global(function)
         if meaning is not None:
             return self._call_of_known(meaning, node, passed)
+        method = self._method_of_global(function)
+        if method is not None and passed.all:
+            result = self._usage.call(method, passed.behind(NONE))
+            self._usage.look(passed.all if result is None else NONE)
+            return result or NONE
         if function.attr in ("parameters", "buffers") and self._asks_for_kind(node, owners):
             return NONE
         if held or not owners:
@@ -313,6 +319,14 @@ class _Reading:
             return None
         owner = self._global(node.value)
         return getattr(owner, node.attr, None) if isinstance(owner, ModuleType) else None
+
+    def _method_of_global(self, node: ast.Attribute) -> Any:
+        """The function that `name.method` calls, where the name means an object of a class written in Python."""
+        owner = self._global(node.value)
+        if owner is None or isinstance(owner, type | ModuleType | nn.Module) or node.attr in getattr(owner, "__dict__", {}):
+            return None
+        found, lookup = (inspect.getattr_static(type(owner), name, None) for name in (node.attr, "__getattribute__"))
+        return found if isinstance(found, FunctionType) and not isinstance(lookup, FunctionType) else None
 
     def _call_of_known(self, meaning: Any, node: ast.Call, passed: Passed) -> Held:
         if not passed.all or any(meaning is function for function in HARMLESS):
