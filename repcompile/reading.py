@@ -323,7 +323,11 @@ class _Reading:
     def _method_of_global(self, node: ast.Attribute) -> Any:
         """The function that `name.method` calls, where the name means an object of a class written in Python."""
         owner = self._global(node.value)
-        if owner is None or isinstance(owner, type | ModuleType | nn.Module) or node.attr in getattr(owner, "__dict__", {}):
+        if (
+            owner is None
+            or isinstance(owner, type | ModuleType | nn.Module)
+            or node.attr in getattr(owner, "__dict__", {})
+        ):
             return None
         found, lookup = (inspect.getattr_static(type(owner), name, None) for name in (node.attr, "__getattribute__"))
         return found if isinstance(found, FunctionType) and not isinstance(lookup, FunctionType) else None

@@ -20,7 +20,7 @@ ALL_NAMES = frozenset(("locals", "eval", "exec"))  # what sees names that are no
 
 
 def records_of(body: ast.AST, function: FunctionType, modules: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """What can stand for the modules by name in `body`, a part of `function`; None if it does more than to read them."""
+    """What can stand for modules by name in `body`, a part of `function`; None if it does more than to read them."""
     source = source_of(function)
     made = {name: SimpleNamespace() for name in modules}
     bound = {name: (module, made[name]) for name, module in modules.items()}
@@ -34,7 +34,11 @@ def _only_reads(body: ast.AST, source: Source, bound: Bound, depth: int) -> bool
     parents = {child: node for node in ast.walk(body) for child in ast.iter_child_nodes(node)}
     names = [node for node in ast.walk(body) if isinstance(node, ast.Name)]
     named = [node for node in names if node.id in bound]
-    return depth > 0 and ALL_NAMES.isdisjoint(node.id for node in names) and all(_is_read(node, parents, source, bound[node.id], depth) for node in named)
+    return (
+        depth > 0
+        and ALL_NAMES.isdisjoint(node.id for node in names)
+        and all(_is_read(node, parents, source, bound[node.id], depth) for node in named)
+    )
 
 
 def _is_read(
@@ -66,7 +70,9 @@ def _is_read(
 
 def _own_attributes(module: nn.Module) -> bool:
     """Whether its class says itself what an attribute is."""
-    return any(getattr(type(module), name) is not getattr(nn.Module, name) for name in ("__getattr__", "__getattribute__"))
+    return any(
+        getattr(type(module), name) is not getattr(nn.Module, name) for name in ("__getattr__", "__getattribute__")
+    )
 
 
 def _is_read_by(

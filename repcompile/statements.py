@@ -24,7 +24,6 @@ from repcompile.sources import Tree, source_of
 RECORDERS = "__statements__"  # the parameter that holds what is called in place of the statements
 FUTURE = 0x1FF0000  # the bits of a code's flags that say under which `from __future__` it was compiled
 REMEMBERED = 512  # functions
-EVERYTHING = None  # what is assigned behind a statement that does not end
 
 Names = frozenset[str]
 HEADS: dict[type[ast.stmt], str] = {ast.If: "test", ast.While: "test", ast.For: "iter"}
@@ -45,7 +44,7 @@ class Statement:
     reads, writes: local names, in order; a `return` writes `RESULT`.
     """
 
-    function: FunctionType
+    function: Any  # a FunctionType, which would be a method in a class
     number: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -99,7 +98,7 @@ def statement_at(function: FunctionType, line: int) -> Statement | None:
     local, (read, assigned) = _local(function.__code__), _flow([node], frozenset())
     stored = {name.id for name in _names(node, ast.Store)}
     written = stored & (read | _read_elsewhere(_tree(function), node))
-    unsure = frozenset() if assigned is EVERYTHING else frozenset(written) - assigned
+    unsure = _without(frozenset(written), assigned)
     writes = (RESULT,) if isinstance(node, ast.Return) else tuple(sorted(written))
     known = stored <= local
     return Statement(function, number, tuple(sorted(local & (read | unsure))), writes) if known else None
@@ -145,7 +144,7 @@ def _call(statement: Statement, place: int, like: ast.stmt) -> ast.stmt:
 def _function_of(statement: Statement) -> FunctionType:
     """The statement as a function of the names that it reads."""
     node: Any = copy.deepcopy(statement.node)
-    body, names = [node], [ast.Name(name, ast.Load()) for name in statement.writes]
+    body, names = [node], list[ast.expr](ast.Name(name, ast.Load()) for name in statement.writes)
     if statement.writes == (RESULT,):
         body, names = [], [node.value]
     result = ast.Return(ast.Tuple(names, ast.Load()))
@@ -265,7 +264,10 @@ def _read_elsewhere(tree: ast.AST, node: ast.AST) -> Names:
 
 
 def _flow(body: Iterable[ast.stmt], assigned: Names | None) -> tuple[Names, Names | None]:
-    """(names that may be read before they are assigned, names that surely are assigned at the end)"""
+    """(names that may be read before they are assigned, names that surely are assigned at the end)
+
+    None stands for all names: behind a `raise` there is nobody who could miss one.
+    """
     read: Names = frozenset()
     for node in body:
         head = getattr(node, HEADS.get(type(node), ""), node)
@@ -277,7 +279,7 @@ def _flow(body: Iterable[ast.stmt], assigned: Names | None) -> tuple[Names, Name
             more, assigned = _branches(node, assigned)
             read |= more
         elif isinstance(node, ast.Raise):
-            assigned = EVERYTHING
+            assigned = None
         elif not isinstance(node, ast.AnnAssign) or node.value is not None:
             assigned = _with(assigned, node)
     return read, assigned
@@ -290,15 +292,14 @@ def _branches(node: Any, assigned: Names | None) -> tuple[Names, Names | None]:
     second, other = _flow(node.orelse, assigned)
     if not isinstance(node, ast.If):
         return first | second, assigned
-    if one is EVERYTHING or other is EVERYTHING:
-        return first | second, other if one is EVERYTHING else one
-    return first | second, one & other
+    if one is None:
+        return first | second, other
+    return first | second, one if other is None else one & other
 
 
 def _with(assigned: Names | None, node: ast.AST) -> Names | None:
-    stored = frozenset(name.id for name in _names(node, ast.Store))
-    return EVERYTHING if assigned is EVERYTHING else assigned | stored
+    return None if assigned is None else assigned | {name.id for name in _names(node, ast.Store)}
 
 
 def _without(names: Names, assigned: Names | None) -> Names:
-    return frozenset() if assigned is EVERYTHING else names - assigned
+    return frozenset() if assigned is None else names - assigned

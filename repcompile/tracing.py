@@ -13,8 +13,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import count
-from types import FrameType, FunctionType, MethodType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,22 +22,21 @@ from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
 from repcompile.classes import CONTAINERS, HOOKS, hooked, hooks_of, torch_class, weight_hooks
-from repcompile.copies import is_plain, structure_of
+from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import Factories
 from repcompile.handover import contents, hand_over, restore
+from repcompile.keeping import Keeping
 from repcompile.memo import same_program
 from repcompile.memory import Changed, Snapshot, changes, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_type
-from repcompile.reasons import line_in, reason_of
-from repcompile.records import records_of
-from repcompile.statements import KeptStatement, Statement, plain_forward, statement_at, with_statements
+from repcompile.reasons import reason_of
+from repcompile.statements import KeptStatement
 from repcompile.wrappers import own_call, wrapped
 
 KEPT = "constant_"  # names of tensors that no module registers
-KEPT_STATEMENT = "python_"  # names of statements that stay Python
 QUESTIONS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
@@ -103,8 +101,7 @@ class _Tracer(fx.Tracer):
         self.graph = fx.Graph(tracer_cls=type(self))
         self.constants: dict[str, Tensor] = {}
         self.failures: dict[str, str] = {}
-        self.statements: dict[str, KeptStatement] = {}
-        self._kept_in: dict[str, dict[Statement, str]] = {}  # path of a module -> what stays Python in it, and why
+        self._keeping = Keeping(self)
         self._before: Snapshot = {}
         self._leaves = leaves
         self._opaque = opaque
@@ -118,6 +115,11 @@ class _Tracer(fx.Tracer):
         self._context = _context()
         for path, module in list(shell.named_modules()):
             self._prepare(module, path)
+
+    @property
+    def statements(self) -> dict[str, KeptStatement]:
+        """Those that stay Python, by the path that their nodes name."""
+        return self._keeping.statements
 
     def run(self, arguments: Arguments) -> None:
         """Trace the root's own forward into `graph`."""
@@ -286,88 +288,41 @@ class _Tracer(fx.Tracer):
     ) -> Callable[..., Any]:
         leaf, hooks = self._leaf_call(path), weight_hooks(module)
 
-        def attempt(*args: Any, **kwargs: Any) -> Any:
-            """The result; or, with everything as it was before, what the forward raised."""
+        def attempt(*args: Any, **kwargs: Any) -> tuple[Any, Exception | None]:
+            """(the result, None), or what the forward raised, with everything as it was before."""
             last, outer, self._path = next(iter(reversed(self.graph.nodes)), None), self._path, path
             refused, given = self._refused, contents((*args, *kwargs.values()))
             try:
-                result = _with_weights(module, hooks, self._with_kept(forward, path))(*args, **kwargs)
+                result = _with_weights(module, hooks, self._keeping.applied(forward, path))(*args, **kwargs)
                 self._require_unrefused(refused)
-                return result
-            except Exception:
+                return result, None
+            except Exception as error:  # noqa: BLE001 - the user's forward: whatever it cannot do with proxies
                 self._erase_after(last)
                 self._refused = refused
                 restore(given)
-                raise
+                return None, error
             finally:
                 self._path = outer
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            first: Exception | None = None
-            while True:  # ends: every round keeps one more statement
-                try:
-                    return attempt(*args, **kwargs)
-                except Exception as error:  # the user's forward: whatever it cannot do with proxies
-                    first = first or error
-                    if not overridden and self._keeps_one_more(error, forward, path):
-                        continue
-                    if path == "" or overridden:  # its __call__ goes on around it, so its parent has to stay Python
-                        raise first
-                    self.failures[path] = reason_of(first)
-                    return leaf(*args, **kwargs)
+            result, first = attempt(*args, **kwargs)
+            if first is None:
+                return result
+            error: Exception | None = first
+            while error is not None and not overridden and self._keeps_one_more(error, forward, path):
+                result, error = attempt(*args, **kwargs)
+            if error is None:
+                return result
+            if path == "" or overridden:  # its __call__ goes on around it, so that its parent has to stay Python
+                raise first
+            self.failures[path] = reason_of(first)
+            return leaf(*args, **kwargs)
 
         return call
 
-    # -- statements --------------------------------------------------------------------------------------------------
-
-    def _with_kept(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
-        """The forward, where statements that stay Python are recorded as one node each."""
-        kept = self._kept_in.get(path)
-        if not kept:
-            return forward
-        recorders = [self._recorder(statement, path, reason) for statement, reason in kept.items()]
-        return _exchanged(forward, with_statements(_function(forward), list(kept), recorders))
-
     def _keeps_one_more(self, error: Exception, forward: Callable[..., Any], path: str) -> bool:
-        """Whether the forward may go on if the statement that failed stays Python."""
-        function = plain_forward(forward)
-        line = line_in(error, function.__code__) if function is not None else None
-        if function is None or line is None or changes(self.root, self._before):
-            return False
-        statement, kept = statement_at(function, line), self._kept_in.setdefault(path, {})
-        if statement is None or statement in kept:
-            return False
-        kept[statement] = reason_of(error)
-        return True
-
-    def _recorder(self, statement: Statement, path: str, reason: str) -> Callable[..., Any]:
-        def record(*values: Any) -> Any:
-            named = dict(zip(statement.reads, values, strict=True))
-            given = {name: value for name, value in named.items() if _depends_on_inputs(value)}
-            name = self._free_name(path)
-            others = {name: value for name, value in named.items() if name not in given}
-            self.statements[name] = KeptStatement(statement, list(given), self._fixed(others, statement))
-            self.failures[name] = reason
-            result = self.create_proxy("call_module", name, tuple(given.values()), {})
-            hand_over(tuple(given.values()), name, self)
-            return tuple(result[place] for place in range(len(statement.writes)))
-
-        return record
-
-    def _free_name(self, path: str) -> str:
-        names = (f"{path}.{KEPT_STATEMENT}{number}".lstrip(".") for number in count())
-        return next(name for name in names if name not in self.statements)
-
-    def _fixed(self, values: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
-        """What stands for what a statement reads and no input decides."""
-        modules = {name: value for name, value in values.items() if isinstance(value, nn.Module)}
-        strange = next((v for name, v in values.items() if name not in modules and not is_plain(v)), None)
-        if strange is not None:
-            raise self.refusal(f"has a {type(strange).__name__} that a statement which stays Python might change")
-        records = records_of(statement.node, statement.function, modules)
-        if records is None:
-            raise self.refusal("does more with a module than to read its numbers, in a statement that stays Python")
-        return {**values, **records}
+        """Whether to try again; not where a forward has left something of the first time behind."""
+        return not changes(self.root, self._before) and self._keeping.one_more(error, forward, path)
 
     def _erase_after(self, last: fx.Node | None) -> None:
         for node in list(reversed(self.graph.nodes)):
@@ -391,23 +346,6 @@ def _with_weights(module: nn.Module, hooks: Sequence[Any], forward: Callable[...
             vars(module).update({name: before[name] for name in before if vars(module)[name] is not before[name]})
 
     return call if hooks else forward
-
-
-def _depends_on_inputs(value: Any) -> bool:
-    """Whether it is, or holds, a value of the graph, or a tensor."""
-    if isinstance(value, Value) or not isinstance(value, tuple | list | dict):
-        return isinstance(value, Value | Tensor)
-    return any(map(_depends_on_inputs, value.values() if isinstance(value, dict) else value))
-
-
-def _function(forward: Any) -> FunctionType:
-    """Of a bound method."""
-    return forward.__func__
-
-
-def _exchanged(forward: Any, function: FunctionType) -> MethodType:
-    """The method with another function."""
-    return MethodType(function, forward.__self__)
 
 
 def _context() -> tuple[bool, ...]:
