@@ -22,7 +22,7 @@ class Factories(TorchFunctionMode):
         kwargs = kwargs or {}
         frame = inspect.currentframe()
         self._tracer.settled(frame.f_back if frame else None)
-        if func in _DRAWS or (func in _FILLS and tracer_of((args, kwargs)) is not None):
+        if func in _DRAWS or (func in FILLS and tracer_of((args, kwargs)) is not None):
             return self._tracer.create_proxy("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
         if name.removesuffix("_") in _NOISE and tracer_of((args, kwargs)) is None:
@@ -35,10 +35,12 @@ _DRAWS = frozenset(
     for name in "bernoulli empty empty_like multinomial normal poisson rand rand_like randint randint_like randn "
     "randn_like randperm".split()
 )
-_FILLS = frozenset(
+FILLS = frozenset(
     getattr(torch, name)
     for name in "arange eye full full_like linspace logspace ones ones_like tensor zeros zeros_like".split()
 )
+MAKING = _DRAWS | FILLS  # what makes tensors, of sizes too
+SILENT = FILLS | {torch.empty, torch.empty_like}  # and draws nothing
 _NOISE = frozenset(
     "alpha_dropout bernoulli binomial cauchy dropout dropout1d dropout2d dropout3d empty_strided exponential "
     "feature_alpha_dropout geometric gumbel_softmax log_normal multinomial new_empty normal poisson rand_like "

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch._ops import OpOverload
 
+from repcompile.factories import SILENT
 from repcompile.modules import MODULES, overwritten, put
 from repcompile.spelling import parameters
 
@@ -239,6 +240,7 @@ FRESH_FUNCTIONS: frozenset[Any] = frozenset(
         *(F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.relu6, F.gelu, F.silu, F.mish, F.sigmoid, F.softmax),
         *(F.hardswish, F.hardsigmoid, F.hardtanh, F.elu, F.leaky_relu, F.celu, F.selu, F.softplus, F.prelu),
         F.pad,  # also where nothing is padded
+        *SILENT,
         *(F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.normalize),
     ]
 )

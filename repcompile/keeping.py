@@ -14,7 +14,7 @@ from repcompile.handover import hand_over
 from repcompile.proxies import Value
 from repcompile.reasons import line_in, reason_of
 from repcompile.records import records_of
-from repcompile.statements import KeptStatement, Statement, plain_forward, statement_at, with_statements
+from repcompile.statements import KeptStatement, Statement, plain_forward, redecorated, statement_at, with_statements
 
 NAME = "python_"  # of the nodes, and a number
 
@@ -44,11 +44,13 @@ class Keeping:
 
     def applied(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
         """The forward that records the statements kept so far."""
-        kept, method = self._inside.get(path), forward
-        if not kept or not isinstance(method, MethodType):
+        kept, function = self._inside.get(path), plain_forward(forward)
+        if not kept or function is None:
             return forward
         recorders = [self._recorder(statement, path, reason) for statement, reason in kept.items()]
-        return MethodType(with_statements(method.__func__, list(kept), recorders), method.__self__)  # type: ignore[arg-type]
+        method: Any = forward
+        made = redecorated(method.__func__, function, with_statements(function, list(kept), recorders))
+        return MethodType(made, method.__self__)
 
     def _recorder(self, statement: Statement, path: str, reason: str) -> Callable[..., Any]:
         def record(*values: Any) -> Any:

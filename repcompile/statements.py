@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from repcompile.errors import ModelError
 from repcompile.sources import Tree, source_of
 
-RECORDERS = "__statements__"  # the parameter that holds what is called in place of the statements
+RECORDERS = "__statements__"  # the name around the forward that holds what is called in place of the statements
 FUTURE = 0x1FF0000  # the bits of a code's flags that say under which `from __future__` it was compiled
 REMEMBERED = 512  # functions
 
@@ -81,9 +81,38 @@ class KeptStatement(nn.Module):
 
 
 def plain_forward(forward: Any) -> FunctionType | None:
-    """The function of a bound method whose source is known to be what runs, None if it is not."""
+    """The function of a bound method, inside its decorators, if its source is known to be what runs."""
     function = getattr(forward, "__func__", None)
+    while isinstance(function, FunctionType) and _cell_of_wrapped(function) is not None:
+        function = vars(function)["__wrapped__"]
     return function if isinstance(function, FunctionType) and _is_known(function.__code__, function) else None
+
+
+def redecorated(outer: FunctionType, old: FunctionType, new: FunctionType) -> FunctionType:
+    """What the decorators around `old`, `outer` being the outermost, would have made of `new`."""
+    if outer is old:
+        return new
+    inner = redecorated(vars(outer)["__wrapped__"], old, new)
+    cells, held = outer.__closure__ or (), _cell_of_wrapped(outer)
+    closure = tuple(CellType(inner) if cell is held else cell for cell in cells)
+    made = FunctionType(outer.__code__, outer.__globals__, outer.__name__, outer.__defaults__, closure)
+    made.__kwdefaults__ = outer.__kwdefaults__
+    vars(made).update(vars(outer), __wrapped__=inner)
+    return made
+
+
+def _cell_of_wrapped(function: FunctionType) -> CellType | None:
+    """Where a function that `functools.wraps` made holds what it is around, None if it does not or is none."""
+    inner = vars(function).get("__wrapped__")
+    cells = [cell for cell in function.__closure__ or () if inner is not None and _content(cell) is inner]
+    return cells[0] if len(cells) == 1 and isinstance(inner, FunctionType) else None
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was assigned to it yet
+        return None
 
 
 def statement_at(function: FunctionType, line: int) -> Statement | None:
@@ -112,11 +141,7 @@ def with_statements(
     nodes = _statements(tree)
     calls = {nodes[each.number]: _call(each, place, nodes[each.number]) for place, each in enumerate(statements)}
     _Exchange(calls).visit(tree)
-    tree.args.kwonlyargs.append(ast.arg(RECORDERS))
-    tree.args.kw_defaults.append(ast.Constant(None))
-    made = _compiled(tree, function)
-    made.__kwdefaults__ = {**(function.__kwdefaults__ or {}), RECORDERS: tuple(recorders)}
-    return made
+    return _compiled(tree, function, tuple(recorders))
 
 
 class _Exchange(ast.NodeTransformer):
@@ -151,7 +176,9 @@ def _function_of(statement: Statement) -> FunctionType:
     parameters = [ast.arg(name) for name in statement.reads]
     arguments = ast.arguments([], parameters, None, [], [], None, [])
     tree = ast.FunctionDef("statement", arguments, [*body, result], [])
-    return _compiled(ast.copy_location(tree, node), statement.function, defaults=False)
+    made = _compiled(ast.copy_location(tree, node), statement.function)
+    made.__defaults__, made.__kwdefaults__ = None, None
+    return made
 
 
 # -- trees and code ----------------------------------------------------------------------------------------------------
@@ -170,15 +197,20 @@ def _tree(function: FunctionType) -> Tree:
     return tree
 
 
-def _compiled(tree: Tree, like: FunctionType, defaults: bool = True) -> FunctionType:
-    """A function with the surroundings of another one."""
-    module = ast.fix_missing_locations(ast.Module([tree], []))
+def _compiled(tree: Tree, like: FunctionType, recorders: tuple[Any, ...] | None = None) -> FunctionType:
+    """A function with the surroundings of another one.  recorders: what `RECORDERS` means in it."""
+    names = ast.arguments([], [ast.arg(RECORDERS)], None, [], [], None, [])
+    module = ast.fix_missing_locations(ast.Module([ast.FunctionDef("around", names, [tree], [])], []))
     flags, name = like.__code__.co_flags & FUTURE, like.__code__.co_filename
-    code = compile(module, name, "exec", flags=flags, dont_inherit=True)
-    own = next(part for part in code.co_consts if isinstance(part, CodeType) and part.co_name == tree.name)
-    made = FunctionType(own, like.__globals__, tree.name, like.__defaults__ if defaults else None)
-    made.__kwdefaults__ = like.__kwdefaults__ if defaults else None
+    around = _inner_code(compile(module, name, "exec", flags=flags, dont_inherit=True), "around")
+    closure = None if recorders is None else (CellType(recorders),)
+    made = FunctionType(_inner_code(around, tree.name), like.__globals__, tree.name, like.__defaults__, closure)
+    made.__kwdefaults__ = like.__kwdefaults__
     return made
+
+
+def _inner_code(code: CodeType, name: str) -> CodeType:
+    return next(part for part in _nested(code) if part.co_name == name)
 
 
 @lru_cache(REMEMBERED)

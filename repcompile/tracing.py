@@ -24,7 +24,7 @@ from repcompile.arguments import Arguments
 from repcompile.classes import CONTAINERS, HOOKS, hooked, hooks_of, torch_class, weight_hooks
 from repcompile.copies import structure_of
 from repcompile.errors import ModelError, Untraceable
-from repcompile.factories import Factories
+from repcompile.factories import MAKING, Factories
 from repcompile.handover import contents, hand_over, restore
 from repcompile.keeping import Keeping
 from repcompile.memo import same_program
@@ -102,6 +102,7 @@ class _Tracer(fx.Tracer):
         self.constants: dict[str, Tensor] = {}
         self.failures: dict[str, str] = {}
         self._keeping = Keeping(self)
+        self._reasons: dict[str, str] = {}  # why modules failed the first time
         self._before: Snapshot = {}
         self._leaves = leaves
         self._opaque = opaque
@@ -210,6 +211,8 @@ class _Tracer(fx.Tracer):
 
     def _is_number(self, node: fx.Node) -> bool:
         """Whether the value is a shape, a size, or computed from sizes alone: then it is not a tensor."""
+        if node.target in MAKING:
+            return False
         question = node.op == "call_method" and node.target in ("size", "dim", "numel")
         attribute = node.target is getattr and node.args[1] in QUESTIONS
         return question or attribute or (bool(node.args) and self._numbers.issuperset(node.all_input_nodes or [node]))
@@ -315,7 +318,7 @@ class _Tracer(fx.Tracer):
                 return result
             if path == "" or overridden:  # its __call__ goes on around it, so that its parent has to stay Python
                 raise first
-            self.failures[path] = reason_of(first)
+            self.failures[path] = self._reasons.setdefault(path, reason_of(first))
             return leaf(*args, **kwargs)
 
         return call
