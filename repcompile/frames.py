@@ -18,6 +18,17 @@ def unpacked(frame: FrameType | None) -> int | None:
     return code[last + 1] if dis.opname[code[last]] == "UNPACK_SEQUENCE" else None
 
 
+def reads(frame: FrameType | None, name: str) -> bool:
+    """Whether the running instruction of `frame` is `x.name`, which is no call, where nobody would catch an error."""
+    if frame is None or getattr(frame.f_code, "co_exceptiontable", b""):
+        return False
+    instructions, places = _instructions(frame.f_code)
+    if any(instruction.opname.startswith("SETUP_") for instruction in instructions):  # Python 3.10, without a table
+        return False
+    place = places.get(frame.f_lasti)
+    return place is not None and (instructions[place].opname, instructions[place].argrepr) == ("LOAD_ATTR", name)
+
+
 def callee(frame: FrameType | None) -> str | None:
     """The last name of what the running instruction of `frame` calls: "" if it calls nothing, None if nobody knows."""
     if frame is None:

@@ -35,7 +35,8 @@ class Keeping:
         """Whether the forward of the module at `path` can be tried again, with the statement that failed kept."""
         function = plain_forward(forward)
         line = None if function is None else line_in(error, function.__code__)
-        statement = None if function is None or line is None else statement_at(function, line)
+        method: Any = forward
+        statement = None if function is None or line is None else statement_at(method.__func__, line)
         kept = self._inside.setdefault(path, {})
         if statement is None or statement in kept:
             return False

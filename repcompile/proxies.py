@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import is_tensor_method_or_property
 
-from repcompile.frames import callee, unpacked
+from repcompile.frames import callee, reads, unpacked
 
 FX = os.path.dirname(fx.__file__)
 
@@ -132,6 +132,14 @@ class TensorValue(Value):
 
 class ResultValue(TensorValue):
     """What a module that stays Python returns: a tensor, a tuple, anything, so that nobody knows its class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or hasattr(Tensor, name):
+            return super().__getattr__(name)
+        frame = inspect.currentframe()
+        if not reads(frame.f_back if frame else None, name):
+            raise self.tracer.refusal(f"asks whether what a module that stays Python returns has .{name}")
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]

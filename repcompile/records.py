@@ -108,7 +108,9 @@ def _attribute(owner: Any, name: str) -> Any:
         return static
     if not isinstance(owner, nn.Module):
         return getattr(owner, name, _UNKNOWN)
-    own = any(getattr(type(owner), each) is not getattr(nn.Module, each) for each in ("__getattr__", "__getattribute__"))
+    own = any(
+        getattr(type(owner), each) is not getattr(nn.Module, each) for each in ("__getattr__", "__getattribute__")
+    )
     if own or name == "training" or hasattr(static, "__set__"):
         return _UNKNOWN
     return owner._modules.get(name) or vars(owner).get(name, _UNKNOWN)

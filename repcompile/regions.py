@@ -141,8 +141,8 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Capt
 
 
 def _stays_python(origin: fx.Node, captured: Captured) -> bool:
-    """Whether it is what a module that stays Python returns, or an item of that."""
-    while origin.target is operator.getitem:
+    """Whether it is what a module that stays Python returns, or an item or an attribute of that."""
+    while origin.target in (operator.getitem, getattr):
         origin = origin.all_input_nodes[0]
     return origin.op == "call_module" and str(origin.target) in captured.opaque
 

@@ -39,15 +39,19 @@ UNKNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """function: the forward.  number: of the statement in its tree.
+    """forward: the function, with its decorators, by whose name it is pickled.  number: of the statement in its tree.
 
     reads, writes: local names, in order; a `return` writes `RESULT`.
     """
 
-    function: Any  # a FunctionType, which would be a method in a class
+    forward: Any  # a FunctionType, which would be a method in a class
     number: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+
+    @property
+    def function(self) -> FunctionType:
+        return _undecorated(self.forward)
 
     @property
     def node(self) -> ast.stmt:
@@ -82,10 +86,15 @@ class KeptStatement(nn.Module):
 
 def plain_forward(forward: Any) -> FunctionType | None:
     """The function of a bound method, inside its decorators, if its source is known to be what runs."""
-    function = getattr(forward, "__func__", None)
-    while isinstance(function, FunctionType) and _cell_of_wrapped(function) is not None:
+    outer = getattr(forward, "__func__", None)
+    function = _undecorated(outer) if isinstance(outer, FunctionType) else None
+    return function if function is not None and _is_known(function.__code__, function) else None
+
+
+def _undecorated(function: FunctionType) -> FunctionType:
+    while _cell_of_wrapped(function) is not None:
         function = vars(function)["__wrapped__"]
-    return function if isinstance(function, FunctionType) and _is_known(function.__code__, function) else None
+    return function
 
 
 def redecorated(outer: FunctionType, old: FunctionType, new: FunctionType) -> FunctionType:
@@ -115,8 +124,9 @@ def _content(cell: CellType) -> Any:
         return None
 
 
-def statement_at(function: FunctionType, line: int) -> Statement | None:
+def statement_at(forward: FunctionType, line: int) -> Statement | None:
     """The innermost statement that stands at `line` of the file, None if it cannot run on its own."""
+    function = _undecorated(forward)
     numbered = [(number, node) for number, node in enumerate(_statements(_tree(function))) if _covers(node, line)]
     innermost = [(number, node) for number, node in numbered if not any(_covers(n, line) for n in _inner(node))]
     if len(innermost) != 1 or not all(type(node) in HEADS for _, node in numbered if node is not innermost[0][1]):
@@ -130,7 +140,7 @@ def statement_at(function: FunctionType, line: int) -> Statement | None:
     unsure = _without(frozenset(written), assigned)
     writes = (RESULT,) if isinstance(node, ast.Return) else tuple(sorted(written))
     known = stored <= local
-    return Statement(function, number, tuple(sorted(local & (read | unsure))), writes) if known else None
+    return Statement(forward, number, tuple(sorted(local & (read | unsure))), writes) if known else None
 
 
 def with_statements(
@@ -173,9 +183,7 @@ def _function_of(statement: Statement) -> FunctionType:
     if statement.writes == (RESULT,):
         body, names = [], [node.value]
     result = ast.Return(ast.Tuple(names, ast.Load()))
-    parameters = [ast.arg(name) for name in statement.reads]
-    arguments = ast.arguments([], parameters, None, [], [], None, [])
-    tree = ast.FunctionDef("statement", arguments, [*body, result], [])
+    tree = _defined("statement", statement.reads, [*body, result])
     made = _compiled(ast.copy_location(tree, node), statement.function)
     made.__defaults__, made.__kwdefaults__ = None, None
     return made
@@ -199,14 +207,21 @@ def _tree(function: FunctionType) -> Tree:
 
 def _compiled(tree: Tree, like: FunctionType, recorders: tuple[Any, ...] | None = None) -> FunctionType:
     """A function with the surroundings of another one.  recorders: what `RECORDERS` means in it."""
-    names = ast.arguments([], [ast.arg(RECORDERS)], None, [], [], None, [])
-    module = ast.fix_missing_locations(ast.Module([ast.FunctionDef("around", names, [tree], [])], []))
+    module = ast.fix_missing_locations(ast.Module([_defined("around", (RECORDERS,), [tree])], []))
     flags, name = like.__code__.co_flags & FUTURE, like.__code__.co_filename
     around = _inner_code(compile(module, name, "exec", flags=flags, dont_inherit=True), "around")
     closure = None if recorders is None else (CellType(recorders),)
     made = FunctionType(_inner_code(around, tree.name), like.__globals__, tree.name, like.__defaults__, closure)
     made.__kwdefaults__ = like.__kwdefaults__
     return made
+
+
+def _defined(name: str, parameters: Sequence[str], body: list[ast.stmt]) -> ast.FunctionDef:
+    """A definition; parsed, because its node has other fields in other versions of Python."""
+    (tree,) = ast.parse(f"def {name}({', '.join(parameters)}): pass").body
+    assert isinstance(tree, ast.FunctionDef)
+    tree.body = body
+    return tree
 
 
 def _inner_code(code: CodeType, name: str) -> CodeType:

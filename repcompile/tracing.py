@@ -204,8 +204,8 @@ class _Tracer(fx.Tracer):
         return Value(node, self)
 
     def _is_unknown(self, node: fx.Node) -> bool:
-        """Whether it is what a module that stays Python returns, or an item of that."""
-        while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        """Whether it is what a module that stays Python returns, or an item or an attribute of that."""
+        while _is_part(node) and isinstance(node.args[0], fx.Node):
             node = node.args[0]
         return node.op == "call_module" and (str(node.target) in self._opaque or str(node.target) in self.failures)
 
@@ -334,6 +334,12 @@ class _Tracer(fx.Tracer):
             self._made.pop(str(node.target), None) if node.op == "get_attr" else None
             self.statements.pop(str(node.target), None) if node.op == "call_module" else None
             self.graph.erase_node(node)
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether it is an item of its operand, or an attribute that tensors do not have."""
+    attribute = node.target is getattr and not hasattr(Tensor, str(node.args[1]))
+    return attribute or node.target is operator.getitem
 
 
 def _with_weights(module: nn.Module, hooks: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:

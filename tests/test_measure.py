@@ -33,6 +33,12 @@ def test_a_fused_model_counted_by_hand() -> None:
     assert got == Measure(operators=4, norms=0, macs=2 * (35 * 108 + 8), parameters=108 + 4 + 10)
 
 
+def test_instance_norm_is_no_batch_norm() -> None:
+    """It runs the same operator, by the statistics of its input; so does a weight that is standardized."""
+    model = nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    assert measure(model.eval(), [torch.randn(2, 3, 5, 5)]).norms == 1
+
+
 def test_views_and_copies_are_not_counted() -> None:
     class Moves(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -140,6 +140,48 @@ class TiesAChain(nn.Module):
         return F.relu(x)[..., :half]
 
 
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, scale: float = 2.0) -> Any:
+        return function(self, *args) * scale
+
+    return call
+
+
+class Decorated(Unit):
+    """Twice; the decorators run as they did."""
+
+    @decorated
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        x = padded_as_tensorflow(x, self.conv)
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.steps, self.offset = [1, 2], 3
+
+
+class ReadsByMethods(Unit):
+    """Methods that only read their object, and what it has hold of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = Settings()
+
+    @staticmethod
+    def doubled(size: int) -> int:
+        return 2 * size
+
+    def total(self, size: int) -> int:
+        return sum(step * size for step in self.settings.steps) + self.doubled(self.settings.offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.total(int(x.shape[-1]))
+        return F.relu(self.norm(self.conv(x))) + shift
+
+
 SIZES = ((image(2, 4, 8, 7),), (image(1, 4, 9, 10, seed=1),), (image(3, 4, 11, 6, seed=2),))
 KEPT: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # operators, statements
     "a function that pads": (PadsByFunction, 3, 1),
@@ -152,6 +194,8 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # operators, stat
     "inside of a loop": (InALoop, 8, 2),
     "two of a class": (Inside, 7, 2),
     "between layers": (TiesAChain, 3, 1),
+    "inside decorators": (Decorated, 5, 1),
+    "methods that read": (ReadsByMethods, 4, 1),
 }
 
 
@@ -267,7 +311,27 @@ class PassesAModuleOn(Unit):
         return self.norm(self.conv(x)) + strides
 
 
+class ReadsAWeightByAMethod(Unit):
+    def weight(self) -> Tensor:
+        return self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = float(self.weight().sum()) if x.shape[0] > 1 else 0.0
+        return self.norm(self.conv(x)) + shift
+
+
+class ChangesWhatItHolds(Unit):
+    def count(self) -> int:
+        self.names.append("one more")
+        return len(self.names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.count() * 0 + int(x.shape[0])
+        return self.norm(self.conv(x)) + shift
+
+
 WHOLE = (
+    *(ReadsAWeightByAMethod, ChangesWhatItHolds),
     *(ReadsAWeight, CallsInside, Catches, UnderAContext, ChangesAList, AssignsAnAttribute, LeavesEarly),
     *(ReadsAChangingAttribute, AsksForAModule, PassesAModuleOn),
 )
@@ -290,6 +354,87 @@ def test_a_written_tensor_that_a_statement_may_have_kept() -> None:
             return self.norm(y), z
 
     check(made(Writes), *SIZES)
+
+
+# -- what stays Python returns anything --------------------------------------------------------------------------------
+
+
+class Record:
+    def __init__(self, image: Tensor, size: int) -> None:
+        self.image, self.count = image, size
+
+
+class Opaque(nn.Module):
+    """Its result has attributes, and numbers among them."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        for _ in range(int(x.shape[0])):
+            return self.function(x)
+
+
+class ReadsTheResult(Unit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Opaque(lambda x: Record(x, int(x.shape[-1])))
+
+    def forward(self, x: Tensor) -> Any:
+        result = self.part(x)
+        return self.norm(self.conv(result.image)), result.count * 2 * 0.5
+
+
+class AsksTheResult(ReadsTheResult):
+    def forward(self, x: Tensor) -> Any:
+        result = self.part(x)
+        return self.norm(self.conv(result.image if hasattr(result, "image") else result))
+
+
+class TriesTheResult(ReadsTheResult):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Opaque(torch.relu)
+
+    def forward(self, x: Tensor) -> Any:
+        result = self.part(x)
+        try:
+            result = result.image
+        except AttributeError:
+            result = result + 1.0
+        return self.norm(self.conv(result))
+
+
+class NumberOfAPart(Unit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Opaque(lambda x: int(x.shape[-1]))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.conv(x)), self.part(x) * 2 * 0.5
+
+
+def test_attributes_of_what_stays_python_are_read_at_run_time() -> None:
+    fused = check(made(ReadsTheResult), *SIZES)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
+
+
+@pytest.mark.parametrize("build", [AsksTheResult, TriesTheResult, NumberOfAPart])
+def test_nobody_guesses_what_a_part_that_stays_python_returns(build: Callable[[], nn.Module]) -> None:
+    check(made(build), *SIZES)
+
+
+def test_a_tensor_of_the_models_own_making_is_written_to() -> None:
+    class Fills(Unit):
+        def forward(self, x: Tensor) -> Any:
+            sizes = torch.empty((2, 2), device=x.device, dtype=torch.long)
+            sizes[0, 0], sizes[0, 1] = x.shape[-1], x.shape[-2]
+            sizes[1] = 7
+            return self.norm(self.conv(x)), sizes
+
+    fused = check(made(Fills), *SIZES)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
 
 
 # -- what a statement reads and assigns --------------------------------------------------------------------------------

@@ -216,6 +216,36 @@ class Custom(Parts):
         return [self.single(x) * sum(weight.sum() for weight in self.own) for x in xs]
 
 
+class Registry(dict[str, Any]):
+    """By the class of a module; or it keeps the module itself."""
+
+    def get(self, module: nn.Module) -> Any:  # type: ignore[override]
+        return super().get(str(module.__class__)) or 1
+
+    def remember(self, module: nn.Module) -> None:
+        self["last"] = module
+
+
+REGISTRY = Registry()
+
+
+class AsksARegistry(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) * REGISTRY.get(self) for x in xs]
+
+
+class TellsARegistry(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        REGISTRY.remember(self.single)
+        return [self.single(x) for x in xs]
+
+
+class KeysByAModule(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        REGISTRY[self.single] = 1  # type: ignore[index]
+        return [self.single(x) for x in xs]
+
+
 UNTOUCHED = ["block", "named", "single"]
 CASES: dict[str, tuple[Build, list[str]]] = {
     "iterated": (Iterates, ["units.0", "units.1", *UNTOUCHED]),
@@ -235,6 +265,9 @@ CASES: dict[str, tuple[Build, list[str]]] = {
     "a container of its own": (lambda: Container({"a": unit(), "b": unit()}), ["a", "b"]),
     "all parameters are read": (Everything, []),
     "dtype and device of parameters are asked": (Device, ["units", *UNTOUCHED]),
+    "an object that looks at its class": (AsksARegistry, ["units", *UNTOUCHED]),
+    "an object that keeps a part": (TellsARegistry, ["units", "block", "named"]),
+    "a part as a key": (KeysByAModule, ["units", "block", "named"]),
     "iterated in a way of its own": (Custom, ["units", *UNTOUCHED]),
 }
 
