@@ -107,10 +107,14 @@ class _Reading:
         elif isinstance(target, ast.Subscript):
             self._usage.look(self.value(target.slice))
             self._usage.look(frozenset((path, depth) for path, depth in self.value(target.value) if not depth))
-            if isinstance(target.value, ast.Name):
-                self._bind(target.value, self._usage.wrapped(value, 1))
-            else:
-                self._usage.look(value)
+            self._fill(target.value, value, 1)
+
+    def _fill(self, container: ast.expr, value: Held, levels: int) -> None:
+        """Put modules into a container; one that somebody else has hold of shows them to nobody knows whom."""
+        if isinstance(container, ast.Name) and container.id not in self._source.keywords:
+            self._bind(container, self._usage.wrapped(value, levels))
+        else:
+            self._usage.look(value)
 
     def _iterate(self, target: ast.AST, over: ast.expr) -> None:
         """Bind what iterating gives; indices and names are no modules."""
@@ -248,9 +252,10 @@ class _Reading:
         if function.attr in ("parameters", "buffers") and self._asks_for_kind(node, owners):
             return NONE
         if held or not owners:
-            fills = function.attr in FILLING and isinstance(function.value, ast.Name)
-            filled = self._usage.wrapped(passed.all, FILLING[function.attr]) if fills else NONE
-            self._bind(function.value, filled) if fills else self._usage.look(passed.all)
+            if function.attr in FILLING:
+                self._fill(function.value, passed.all, FILLING[function.attr])
+            else:
+                self._usage.look(passed.all)
         found = self._picked(held, function.attr)
         modules = [path for path, _ in owners - held]
         return found | union(self._method(path, function.attr, passed) for path in modules)
