@@ -24,6 +24,7 @@ from repcompile.regions import Region
 from repcompile.rewrite import Rewritten, Rollback
 from repcompile.rewrites import Replacement, Rewrites
 from repcompile.selection import SKIPPED
+from repcompile.statements import KeptStatement
 
 WIDTH = 120
 
@@ -242,9 +243,12 @@ def _skipped(captured: Captured) -> Iterable[str]:
 
 
 def _opaque(captured: Captured, inner: tuple[str, ...]) -> Iterable[Left]:
-    """What stays Python, and how many batch norms with it."""
+    """What stays Python, and how many batch norms with it; a statement belongs to its module."""
     for path, reason in captured.opaque.items():
         if reason == SKIPPED:
+            continue
+        if isinstance(captured.modules.get(path), KeptStatement):
+            yield Left(path.rpartition(".")[0], f"stays Python: {reason}")
             continue
         parts = captured.modules[path].named_modules(prefix=path) if path in captured.modules else ()
         names = [f"{name}." for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
