@@ -226,7 +226,8 @@ class _Interpreter:
             self._sizes[node] = self._as_size(node.args[0]) * self._as_size(node.args[1])  # type: ignore[operator]
         else:
             question = (name == "getattr" and node.args[1] in ("ndim", "device", "dtype")) or name in ("dim", "numel")
-            return question or (bool(node.all_input_nodes) and self._numbers.issuperset(node.all_input_nodes))
+            computed = bool(node.all_input_nodes) and node.op != "call_module"  # a module may make tensors of numbers
+            return question or (computed and self._numbers.issuperset(node.all_input_nodes))
         return True
 
     def _ask_shape(self, node: fx.Node) -> None:

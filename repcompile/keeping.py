@@ -14,7 +14,15 @@ from repcompile.handover import hand_over
 from repcompile.proxies import Value
 from repcompile.reasons import line_in, reason_of
 from repcompile.records import records_of
-from repcompile.statements import KeptStatement, Statement, plain_forward, redecorated, statement_at, with_statements
+from repcompile.statements import (
+    KeptStatement,
+    Statement,
+    parameter,
+    plain_forward,
+    redecorated,
+    statement_at,
+    with_statements,
+)
 
 NAME = "python_"  # of the nodes, and a number
 
@@ -29,6 +37,7 @@ class Keeping:
     def __init__(self, tracer: Any) -> None:
         self.statements: dict[str, KeptStatement] = {}
         self._tracer = tracer
+        self._taken = {path for path, _ in tracer.root.named_modules()} | set(tracer.root.state_dict())
         self._inside: dict[str, dict[Statement, str]] = {}  # path of a module -> those of its forward, and why
 
     def one_more(self, error: Exception, forward: Callable[..., Any], path: str) -> bool:
@@ -55,7 +64,7 @@ class Keeping:
 
     def _recorder(self, statement: Statement, path: str, reason: str) -> Callable[..., Any]:
         def record(*values: Any) -> Any:
-            named = dict(zip(statement.reads, values, strict=True))
+            named = dict(zip(map(parameter, statement.reads), values, strict=True))
             given = {name: value for name, value in named.items() if _depends_on_inputs(value)}
             fixed = self._fixed({name: value for name, value in named.items() if name not in given}, statement)
             name = self._free_name(path)
@@ -69,7 +78,7 @@ class Keeping:
 
     def _free_name(self, path: str) -> str:
         names = (f"{path}.{NAME}{number}".lstrip(".") for number in count())
-        return next(name for name in names if name not in self.statements)
+        return next(name for name in names if name not in self.statements and name not in self._taken)
 
     def _fixed(self, values: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
         """What stands for what a statement reads and no input decides."""

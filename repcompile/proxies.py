@@ -134,7 +134,7 @@ class ResultValue(TensorValue):
     """What a module that stays Python returns: a tensor, a tuple, anything, so that nobody knows its class."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or hasattr(Tensor, name):
+        if name == "_is_param" or name.startswith("__") or hasattr(Tensor, name):
             return super().__getattr__(name)
         frame = inspect.currentframe()
         if not reads(frame.f_back if frame else None, name):
@@ -162,7 +162,7 @@ class Attribute(Value):
     @property
     def node(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         own = vars(self)
-        if "recorded" not in own:
+        if "recorded" not in own or own["recorded"]._erased:  # with what a module recorded that cannot be traced
             own["recorded"] = self.tracer.create_proxy("call_function", getattr, (own["root"], own["name"]), {}).node
         return own["recorded"]
 

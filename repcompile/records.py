@@ -60,13 +60,15 @@ class _Reading:
         value, record = _attribute(known[0], outer.attr), known[1]
         if isinstance(value, FunctionType | staticmethod):
             return _is_called(outer, parents) and self._is_read_by_method(outer.attr, value, known)
-        if is_plain(value) and value is not _UNKNOWN:
+        if value is _UNKNOWN:
+            return False
+        if is_plain(value):
             setattr(record, outer.attr, value)
             return True
         if isinstance(value, list) and all(map(is_plain, value)) and _is_iterated(outer, parents):
             setattr(record, outer.attr, tuple(value))
             return True
-        if isinstance(value, Tensor | list | dict | set | tuple) or callable(value) > isinstance(value, nn.Module):
+        if isinstance(value, Tensor | list | dict | set | tuple) or _is_function(value):
             return False
         return self._is_read(outer, parents, (value, vars(record).setdefault(outer.attr, SimpleNamespace())))
 
@@ -103,7 +105,7 @@ _UNKNOWN = Ellipsis
 
 def _attribute(owner: Any, name: str) -> Any:
     """What reading the attribute gives; a function of its class as that class has it; `_UNKNOWN` if nobody knows."""
-    static = inspect.getattr_static(type(owner), name, None)
+    static = inspect.getattr_static(type(owner), name, _UNKNOWN)
     if name not in getattr(owner, "__dict__", {}) and isinstance(static, FunctionType | staticmethod):
         return static
     if not isinstance(owner, nn.Module):
@@ -113,7 +115,12 @@ def _attribute(owner: Any, name: str) -> Any:
     )
     if own or name == "training" or hasattr(static, "__set__"):
         return _UNKNOWN
-    return owner._modules.get(name) or vars(owner).get(name, _UNKNOWN)
+    child = owner._modules.get(name)
+    return vars(owner).get(name, static if is_plain(static) else _UNKNOWN) if child is None else child
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, nn.Module)
 
 
 def _plain_source(function: Any) -> Source | None:

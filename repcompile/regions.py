@@ -23,6 +23,7 @@ from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map, c
 from repcompile.facts import Facts
 from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
+from repcompile.statements import KeptStatement
 
 UNKNOWN_CHANNELS = 64
 VIEW = Cost()  # an operator, but no kernel
@@ -68,7 +69,7 @@ def candidate_regions(
     known: shapes from a run on example inputs, for exact costs.
     """
     order = {node: index for index, node in enumerate(captured.graph.nodes)}
-    opaque = [order[node] for node in order if node.op == "call_module" and node.target in captured.opaque]
+    opaque = [order[node] for node in order if _may_write(node, captured, facts)]
     pricing = _Pricing(facts, known or {})
     return [
         region
@@ -138,6 +139,13 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Capt
         if rule.kind == "layout" or rule.keeps_dtype:
             alike.add(node)
     return True
+
+
+def _may_write(node: fx.Node, captured: Captured, facts: Facts) -> bool:
+    """Whether it stays Python, and may get hold of a tensor; a statement has nothing but what it is given."""
+    if node.op != "call_module" or str(node.target) not in captured.opaque:
+        return False
+    return not isinstance(captured.module(node), KeptStatement) or not facts.numbers.issuperset(node.all_input_nodes)
 
 
 def _stays_python(origin: fx.Node, captured: Captured) -> bool:

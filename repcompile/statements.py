@@ -27,6 +27,7 @@ REMEMBERED = 512  # functions
 
 Names = frozenset[str]
 HEADS: dict[type[ast.stmt], str] = {ast.If: "test", ast.While: "test", ast.For: "iter"}
+QUESTIONS = ("shape", "ndim")
 RESULT = "return"  # what a `return` assigns: no name
 SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Assert, ast.Raise, ast.Pass, ast.Expr)
 FILLING = ("CACHE", "NOP", "PRECALL", "PUSH_NULL")
@@ -41,7 +42,7 @@ UNKNOWN = (
 class Statement:
     """forward: the function, with its decorators, by whose name it is pickled.  number: of the statement in its tree.
 
-    reads, writes: local names, in order; a `return` writes `RESULT`.
+    reads, writes: local names, in order; "x.shape" where that is all it reads of x; a `return` writes `RESULT`.
     """
 
     forward: Any  # a FunctionType, which would be a method in a class
@@ -139,8 +140,9 @@ def statement_at(forward: FunctionType, line: int) -> Statement | None:
     written = stored & (read | _read_elsewhere(_tree(function), node))
     unsure = _without(frozenset(written), assigned)
     writes = (RESULT,) if isinstance(node, ast.Return) else tuple(sorted(written))
-    known = stored <= local
-    return Statement(forward, number, tuple(sorted(local & (read | unsure))), writes) if known else None
+    names = local & (read | unsure)
+    reads = sorted(part for name in names for part in _asked(node, name) or (name,))
+    return Statement(forward, number, tuple(reads), writes) if stored <= local else None
 
 
 def with_statements(
@@ -165,7 +167,7 @@ class _Exchange(ast.NodeTransformer):
 def _call(statement: Statement, place: int, like: ast.stmt) -> ast.stmt:
     """`(a, b) = __statements__[place](x, y)`"""
     recorder = ast.Subscript(ast.Name(RECORDERS, ast.Load()), ast.Constant(place), ast.Load())
-    call = ast.Call(recorder, [ast.Name(name, ast.Load()) for name in statement.reads], [])
+    call = ast.Call(recorder, [ast.parse(read, mode="eval").body for read in statement.reads], [])
     names: list[ast.expr] = [ast.Name(name, ast.Store()) for name in statement.writes]
     made: ast.stmt = ast.Assign([ast.Tuple(names, ast.Store())], call) if names else ast.Expr(call)
     if statement.writes == (RESULT,):
@@ -183,10 +185,26 @@ def _function_of(statement: Statement) -> FunctionType:
     if statement.writes == (RESULT,):
         body, names = [], [node.value]
     result = ast.Return(ast.Tuple(names, ast.Load()))
-    tree = _defined("statement", statement.reads, [*body, result])
+    tree = _defined("statement", [parameter(read) for read in statement.reads], [*body, result])
+    _Asked(statement.reads).visit(tree)
     made = _compiled(ast.copy_location(tree, node), statement.function)
     made.__defaults__, made.__kwdefaults__ = None, None
     return made
+
+
+def parameter(read: str) -> str:
+    """The name of the parameter for something that a statement reads."""
+    return read.replace(".", "__")
+
+
+class _Asked(ast.NodeTransformer):
+    def __init__(self, reads: Sequence[str]) -> None:
+        self._reads = reads
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        read = ast.unparse(node)
+        known = read in self._reads
+        return ast.copy_location(ast.Name(parameter(read), ast.Load()), node) if known else self.generic_visit(node)
 
 
 # -- trees and code ----------------------------------------------------------------------------------------------------
@@ -308,6 +326,14 @@ def _read_elsewhere(tree: ast.AST, node: ast.AST) -> Names:
     own = {part.id} if isinstance(part := getattr(tree, "target", None), ast.Name) else set[str]()
     own |= {tree.id} if isinstance(tree, ast.Name) and not isinstance(tree.ctx, ast.Store) else set()
     return frozenset(own).union(*(_read_elsewhere(child, node) for child in ast.iter_child_nodes(tree)))
+
+
+def _asked(node: ast.stmt, name: str) -> set[str]:
+    """`{"x.shape"}` if that is all that a statement does with x: then it need not get the tensor."""
+    named = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id == name]
+    owners = [part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.value in named]
+    only = len(owners) == len(named) and all(part.attr in QUESTIONS for part in owners)
+    return {f"{name}.{part.attr}" for part in owners} if only else set()
 
 
 def _flow(body: Iterable[ast.stmt], assigned: Names | None) -> tuple[Names, Names | None]:

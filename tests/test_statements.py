@@ -182,6 +182,32 @@ class ReadsByMethods(Unit):
         return F.relu(self.norm(self.conv(x))) + shift
 
 
+class ChecksInBetween(nn.Module):
+    """A statement that gets sizes alone writes to no tensor, so that a region may reach across it."""
+
+    width = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[1] != self.width or y.ndim != 4:
+            raise ValueError("the convolution takes an image of four channels")
+        return F.relu(self.norm(y))
+
+
+class AsksInBetween(ChecksInBetween):
+    """Of a value that would be gone, and that nobody else can be asked about: the norm stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if y.shape[-1] != x.shape[-1]:
+            raise ValueError("the convolution should keep the size")
+        return F.relu(self.norm(y))
+
+
 SIZES = ((image(2, 4, 8, 7),), (image(1, 4, 9, 10, seed=1),), (image(3, 4, 11, 6, seed=2),))
 KEPT: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # operators, statements
     "a function that pads": (PadsByFunction, 3, 1),
@@ -194,6 +220,7 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # operators, stat
     "inside of a loop": (InALoop, 8, 2),
     "two of a class": (Inside, 7, 2),
     "between layers": (TiesAChain, 3, 1),
+    "a check in between": (ChecksInBetween, 3, 1),
     "inside decorators": (Decorated, 5, 1),
     "methods that read": (ReadsByMethods, 4, 1),
 }
@@ -205,6 +232,10 @@ def test_what_is_around_a_statement_fuses(name: str) -> None:
     fused = check(made(build), *SIZES, operators=operators)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
     assert sum(isinstance(part, KeptStatement) for part in fused.modules()) == statements
+
+
+def test_a_convolution_of_which_a_statement_asks_runs_once() -> None:
+    assert run_by(fuse(made(AsksInBetween))) == ["conv", "python_0", "norm", "relu"]
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -312,6 +343,13 @@ class PassesAModuleOn(Unit):
         return self.norm(self.conv(x)) + strides
 
 
+class ReadsWhatIsNotThere(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 100:
+            x = x + self.settings.__doc__
+        return self.norm(self.conv(x))
+
+
 class ReadsAWeightByAMethod(Unit):
     def weight(self) -> Tensor:
         return self.conv.weight
@@ -332,7 +370,7 @@ class ChangesWhatItHolds(Unit):
 
 
 WHOLE = (
-    *(ReadsAWeightByAMethod, ChangesWhatItHolds),
+    *(ReadsWhatIsNotThere, ReadsAWeightByAMethod, ChangesWhatItHolds),
     *(ReadsAWeight, CallsInside, Catches, UnderAContext, ChangesAList, AssignsAnAttribute, LeavesEarly),
     *(ReadsAChangingAttribute, AsksForAModule, PassesAModuleOn),
 )
