@@ -67,8 +67,7 @@ class Keeping:
             named = dict(zip(map(parameter, statement.reads), values, strict=True))
             given = {name: value for name, value in named.items() if _depends_on_inputs(value)}
             fixed = self._fixed({name: value for name, value in named.items() if name not in given}, statement)
-            name = self._free_name(path)
-            self.statements[name] = KeptStatement(statement, list(given), fixed)
+            name = self._name(path, KeptStatement(statement, list(given), fixed))
             self._tracer.failures[name] = reason
             result = self._tracer.create_proxy("call_module", name, tuple(given.values()), {})
             hand_over(tuple(given.values()), name, self._tracer)
@@ -76,9 +75,13 @@ class Keeping:
 
         return record
 
-    def _free_name(self, path: str) -> str:
-        names = (f"{path}.{NAME}{number}".lstrip(".") for number in count())
-        return next(name for name in names if name not in self.statements and name not in self._taken)
+    def _name(self, path: str, kept: KeptStatement) -> str:
+        """A name for the statement in the module at `path`: the same for what is the same, as it remembers nothing."""
+        for number in count():
+            name = f"{path}.{NAME}{number}".lstrip(".")
+            if name not in self._taken and self.statements.setdefault(name, kept).same(kept):
+                return name
+        raise AssertionError  # there is no end of names
 
     def _fixed(self, values: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
         """What stands for what a statement reads and no input decides."""

@@ -12,8 +12,8 @@ import dis
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from types import CellType, CodeType, FunctionType
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -74,6 +74,11 @@ class KeptStatement(nn.Module):
     def forward(self, *values: Any) -> Any:
         return self.run(**dict(zip(self.given, values, strict=True)), **self.fixed)
 
+    def same(self, other: KeptStatement) -> bool:
+        """Whether both do the same."""
+        alike = (self.statement, self.given) == (other.statement, other.given)
+        return alike and _alike(self.fixed, other.fixed)
+
     def extra_repr(self) -> str:
         return f"reads=({', '.join(self.statement.reads)}), assigns=({', '.join(self.statement.writes)})"
 
@@ -83,6 +88,19 @@ class KeptStatement(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.run = _function_of(self.statement)
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether nobody could tell one fixed value from the other; of a method, the record around it tells the rest."""
+    if type(value) is not type(other):
+        return False
+    if isinstance(value, SimpleNamespace):
+        return _alike(vars(value), vars(other))
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(_alike(value[name], other[name]) for name in value)
+    if isinstance(value, tuple | frozenset):
+        return len(value) == len(other) and all(map(_alike, value, other))
+    return value.func is other.func if isinstance(value, partial) else bool(value == other)
 
 
 def plain_forward(forward: Any) -> FunctionType | None:

@@ -332,7 +332,6 @@ class _Tracer(fx.Tracer):
             if node is last:
                 return
             self._made.pop(str(node.target), None) if node.op == "get_attr" else None
-            self.statements.pop(str(node.target), None) if node.op == "call_module" else None
             self.graph.erase_node(node)
 
 
