@@ -364,7 +364,7 @@ class PassesAModuleOn(Unit):
 class ReadsWhatIsNotThere(Unit):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] > 100:
-            x = x + self.settings.__doc__
+            x = x * len(str(self.settings.__doc__))
         return self.norm(self.conv(x))
 
 
@@ -470,6 +470,30 @@ class NumberOfAPart(Unit):
 
     def forward(self, x: Tensor) -> Any:
         return self.norm(self.conv(x)), self.part(x) * 2 * 0.5
+
+
+class UsesASize(nn.Module):
+    """Cannot be traced, once it has used what it is given."""
+
+    def forward(self, x: Tensor, shape: Any) -> Tensor:
+        y = x.expand(shape)
+        for _ in range(int(x.shape[0])):
+            return y * 2.0
+        return y
+
+
+class HandsASizeOn(Unit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = UsesASize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.part(x, x.shape)))
+
+
+def test_a_question_that_a_failed_part_recorded_is_recorded_again() -> None:
+    fused = check(made(HandsASizeOn), *SIZES)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
 
 
 def test_attributes_of_what_stays_python_are_read_at_run_time() -> None:
