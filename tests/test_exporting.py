@@ -137,7 +137,7 @@ def test_it_is_captured_and_right_at_all_sizes(name: str) -> None:
     model = network(CAPTURED[name])
     assert explain(model).fused == ()
     result = compiled(model, *calls())
-    assert [item.path for item in result.report.fused] == ["conv"]
+    assert "conv" in [item.path for item in result.report.fused]
     (note,) = result.report.notes
     assert note.reason.startswith("captured by torch.export: Net.forward cannot be traced")
 

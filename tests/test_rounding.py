@@ -133,9 +133,11 @@ def test_what_cancels_among_numbers_counts(numbers: list[float]) -> None:
         positive = y
     assert x.magnitudes == pytest.approx((positive.gain, positive.shift))
     assert (-x).magnitudes == x.magnitudes
+    placed, shift = x.placed(1, 2), positive.shift
     for value in (0.0, 1.0):
         image = torch.full((1, 2, 3), value, dtype=torch.float64)
-        torch.testing.assert_close(magnitude(x.placed(1, 2), image), image * positive.gain + positive.shift)
+        expected = image * positive.gain + (shift if placed.has_bias else 0.0)  # what has cancelled is no bias
+        torch.testing.assert_close(magnitude(placed, image), expected)
 
 
 def test_magnitudes_of_constants() -> None:
