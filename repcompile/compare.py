@@ -46,15 +46,16 @@ def compare(got: Tensor, expected: Tensor, bound: float | Tensor) -> Check:
     if not difference.sum().isfinite():
         difference[(got == expected) | (got.isnan() & expected.isnan())] = 0.0
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
-    if isinstance(bound, Tensor):  # one that is no number explains nothing
-        bound = torch.where(bound.isfinite(), bound, 0.0)
+    share = difference
+    if isinstance(bound, Tensor):
+        if not bound.sum().isfinite():  # one that is no number explains nothing
+            bound = torch.where(bound.isfinite(), bound, 0.0)
         share = (difference / bound).nan_to_num_(nan=0.0, posinf=float("inf"))
-    else:
-        share = difference
     worst = int(share.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
     limit = bound.flatten()[worst].item() if isinstance(bound, Tensor) else bound
-    return Check(difference.flatten()[worst].item(), largest_of(expected[expected.isfinite()]), limit, place)
+    scale = largest_of(expected) if expected.sum().isfinite() else largest_of(expected[expected.isfinite()])
+    return Check(difference.flatten()[worst].item(), scale, limit, place)
 
 
 def largest_of(tensor: Tensor) -> float:

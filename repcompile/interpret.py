@@ -128,15 +128,18 @@ def depthwise_convolution(
     geometry = Affine.conv(weight, None, stride, padding, dilation, groups).axes
     pads = [pad for axis in reversed(geometry) for pad in (axis.lo, axis.hi)]
     sizes = [axis.output_size(size) for axis, size in zip(geometry, x.shape[2:], strict=True)]
-    image = F.pad(x, pads).repeat_interleave(weight.shape[0] // groups, 1)
-    y = x.new_zeros(x.shape[0], weight.shape[0], *sizes)
+    image = F.pad(x.movedim(1, -1), (0, 0, *pads))  # channels last: they are as many as make one loop worth while
+    image = image.repeat_interleave(weight.shape[0] // groups, -1)
+    kernel = weight[:, 0].movedim(0, -1).contiguous()
+    y = image.new_zeros(x.shape[0], *sizes, weight.shape[0])
     for taps in product(*(range(axis.size) for axis in geometry)):
         window = tuple(
             slice(axis.dilation * tap, axis.dilation * tap + axis.stride * (size - 1) + 1, axis.stride)
             for axis, tap, size in zip(geometry, taps, sizes, strict=True)
         )
-        y.addcmul_(image[(..., *window)], weight[(slice(None), 0, *taps)].reshape(-1, *[1] * len(geometry)))
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(geometry))
+        y.addcmul_(image[(slice(None), *window)], kernel[taps])
+    y = y if bias is None else y + bias
+    return y.movedim(-1, 1).contiguous()
 
 
 def _is_depthwise(

@@ -54,7 +54,8 @@ class Keeping:
 
     def applied(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
         """The forward that records the statements kept so far."""
-        kept, function = self._inside.get(path), plain_forward(forward)
+        kept = self._inside.get(path)
+        function = plain_forward(forward) if kept else None
         if not kept or function is None:
             return forward
         recorders = [self._recorder(statement, path, reason) for statement, reason in kept.items()]

@@ -38,6 +38,7 @@ from repcompile.verify import compare_outputs, same_results
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 ROUNDS = 8
+GAINS = ("norm", "scale")  # rules that convolutions in front of a sum, or across a path, take in
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
@@ -142,19 +143,28 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _is_another_graph(result: Compilation) -> bool:
     """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
 
-    Sums have other terms, a map stands elsewhere on its path, a rank is checked and so known, a map and its padding are
-    two operators; or a region was computed by way of a value that others read, which has one reader less.
+    A rank is checked and so known, a map and its padding are two operators, or a region was computed by way of a value
+    that others read, which has one reader less. And where a norm or a scale is left that somebody might take in now:
+    sums have other terms, or a map stands elsewhere on its path.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
-    values = result.facts.shapes
     return result.regrouped or any(
-        item.region.fact.path
-        or item.rank is not None
+        item.rank is not None
         or isinstance(item.made.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
-        or any(sum(operand in values for operand in node.all_input_nodes) > 1 for node in item.region.nodes)
+        or (_leaves_gains(result) and (item.region.fact.path or _adds(item.region, result.facts)))
         for item in result.rewritten
     )
+
+
+def _leaves_gains(result: Compilation) -> bool:
+    done = {node for item in result.rewritten for node in item.region.owned}
+    return any(rule.word in GAINS and node not in done for node, rule in result.facts.rules.items())
+
+
+def _adds(region: Region, facts: Facts) -> bool:
+    """Whether there is an operator of more than one value in it."""
+    return any(sum(operand in facts.shapes for operand in node.all_input_nodes) > 1 for node in region.nodes)
 
 
 def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
