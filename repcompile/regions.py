@@ -130,7 +130,7 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Capt
     if known and not _stays_python(origin, captured):
         return False
     alike = {source}  # values of the source's dtype
-    for node in nodes:
+    for node in (*nodes, *(user for user in source.users if user in facts.rules)):
         if alike.isdisjoint(node.all_input_nodes):
             continue
         rule = facts.rules[node]
