@@ -148,13 +148,14 @@ def _is_another_graph(result: Compilation) -> bool:
     sums have other terms, or a map stands elsewhere on its path.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
-    return result.regrouped or any(
+    apart = any(
         item.rank is not None
         or isinstance(item.made.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
-        or (_leaves_gains(result) and (item.region.fact.path or _adds(item.region, result.facts)))
         for item in result.rewritten
     )
+    moved = any(item.region.fact.path or _adds(item.region, result.facts) for item in result.rewritten)
+    return result.regrouped or apart or (moved and _leaves_gains(result))
 
 
 def _leaves_gains(result: Compilation) -> bool:
