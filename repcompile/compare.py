@@ -43,19 +43,28 @@ def compare(got: Tensor, expected: Tensor, bound: float | Tensor) -> Check:
     if not got.numel():
         return Check(0.0, 0.0, 0.0 if isinstance(bound, Tensor) else bound)
     difference = (got - expected).abs_()
-    if not difference.sum().isfinite():
+    if not has_finite_sum(difference):
         difference[(got == expected) | (got.isnan() & expected.isnan())] = 0.0
         difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
     share = difference
     if isinstance(bound, Tensor):
-        if not bound.sum().isfinite():  # one that is no number explains nothing
+        if not has_finite_sum(bound):  # one that is no number explains nothing
             bound = torch.where(bound.isfinite(), bound, 0.0)
         share = (difference / bound).nan_to_num_(nan=0.0, posinf=float("inf"))
     worst = int(share.argmax())
     place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
     limit = bound.flatten()[worst].item() if isinstance(bound, Tensor) else bound
-    scale = largest_of(expected) if expected.sum().isfinite() else largest_of(expected[expected.isfinite()])
-    return Check(difference.flatten()[worst].item(), scale, limit, place)
+    return Check(difference.flatten()[worst].item(), largest_finite(expected), limit, place)
+
+
+def has_finite_sum(tensor: Tensor) -> bool:
+    """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
+    return bool(tensor.sum().isfinite())
+
+
+def largest_finite(tensor: Tensor) -> float:
+    """The largest absolute value among those that are finite."""
+    return largest_of(tensor if has_finite_sum(tensor) else tensor[tensor.isfinite()])
 
 
 def largest_of(tensor: Tensor) -> float:

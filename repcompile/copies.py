@@ -16,7 +16,7 @@ from repcompile.errors import ModelError
 _TAKEN = frozenset((*vars(nn.Module()), *dir(fx.GraphModule)))  # names that a graph module needs for itself
 TABLES = ("_parameters", "_buffers", "_modules")
 CONTAINERS = (Tensor, list, tuple, dict)
-PLAIN = (int, float, str, bytes, type(None))
+PLAIN = (bool, int, float, str, bytes, type(None))
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -69,11 +69,16 @@ def copied(inputs: Sequence[Any]) -> list[Any]:
     return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, list(inputs))
 
 
+def is_empty_table(value: Any) -> bool:
+    """What every module has a dozen of, hooks above all."""
+    return type(value) in (dict, OrderedDict) and not value
+
+
 def _copy_empty_tables(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Copies of what every module has a dozen of, hooks above all: deepcopy takes ten times as long for them."""
+    """Copies of the empty tables, for which deepcopy takes ten times as long."""
     for module in model.modules():
         for value in vars(module).values():
-            if type(value) in (dict, OrderedDict) and not value:
+            if is_empty_table(value):
                 memo.setdefault(id(value), type(value)())
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repcompile.affine import Affine
+from repcompile.compare import has_finite_sum
 from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from repcompile.values import Values
@@ -153,11 +154,6 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
         if isinstance(part, BorderConv):
             part.forget()
     return module.eval()
-
-
-def has_finite_sum(tensor: Tensor) -> bool:
-    """Whether the sum is finite, which needs one pass and no memory; False may be a false alarm."""
-    return bool(tensor.sum().isfinite())
 
 
 def _channel_affine(x: Affine, values: Values) -> nn.Module:

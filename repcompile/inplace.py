@@ -63,12 +63,13 @@ def exposed(graph: fx.Graph, opaque: Container[str], classes: Classes) -> frozen
     """The values that modules which stay Python read, perhaps by another name, so that these may write to them."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if any(_is_opaque(user, opaque) or (user in found and not is_fresh(user, classes)) for user in node.users):
+        if any(is_opaque(user, opaque) or (user in found and not is_fresh(user, classes)) for user in node.users):
             found.add(node)
     return frozenset(found)
 
 
-def _is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
+def is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
+    """Whether `node` calls one of the modules that stay Python."""
     return node.op == "call_module" and str(node.target) in opaque
 
 

@@ -40,14 +40,19 @@ class Keeping:
         self._taken = {path for path, _ in tracer.root.named_modules()} | set(tracer.root.state_dict())
         self._inside: dict[str, dict[Statement, str]] = {}  # path of a module -> those of its forward, and why
 
-    def one_more(self, error: Exception, forward: Callable[..., Any], path: str) -> bool:
-        """Whether the forward of the module at `path` can be tried again, with the statement that failed kept."""
+    def one_more(
+        self, error: Exception, forward: Callable[..., Any], path: str, is_as_before: Callable[[], bool]
+    ) -> bool:
+        """Whether the forward of the module at `path` can be tried again, with the statement that failed kept.
+
+        is_as_before: whether the first time has left nothing behind; asked last, as it looks at the whole model.
+        """
         function = plain_forward(forward)
         line = None if function is None else line_in(error, function.__code__)
         method: Any = forward
         statement = None if function is None or line is None else statement_at(method.__func__, line)
         kept = self._inside.setdefault(path, {})
-        if statement is None or statement in kept:
+        if statement is None or statement in kept or not is_as_before():
             return False
         kept[statement] = reason_of(error)
         return True

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from repcompile.copies import PLAIN, is_empty_table
 from repcompile.proxies import Value
 
 DEPTH = 4
-PLAIN = (bool, int, float, str, bytes)
 TABLES = ("_parameters", "_buffers", "_modules", "forward", "_compiled_call_impl")
 
 
@@ -52,9 +52,9 @@ def _attributes(module: nn.Module, identity: Callable[[Any], int] = id) -> dict[
 
 
 def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> Any:
-    if value is None or type(value) in PLAIN:
+    if type(value) in PLAIN:
         return value
-    if type(value) in (dict, OrderedDict) and not value:  # every module has a dozen of them
+    if is_empty_table(value):
         return identity(value), {}
     if isinstance(value, Value):
         return id(value)

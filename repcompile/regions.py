@@ -21,6 +21,7 @@ from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map, cost_of_resampling, total
 from repcompile.facts import Facts
+from repcompile.inplace import is_opaque
 from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
 from repcompile.statements import KeptStatement
@@ -86,7 +87,7 @@ def _regions(
     fact: Fact, sink: fx.Node, order: Mapping[fx.Node, int], captured: Captured, pricing: _Pricing
 ) -> list[Region]:
     """The region of one fact, once for each place of its path where the map can stand and costs something else."""
-    if fact.path or not fact.map.is_identity if isinstance(fact.map, Uniform) else not fact.map.has_operator:
+    if not _has_operator(fact):
         return []
     interior = tuple(sorted(_interior(fact.source, sink, pricing.facts.maps), key=order.__getitem__))
     dying = _dying(interior, sink, fact, pricing.facts)
@@ -102,6 +103,11 @@ def _regions(
         if not fact.path or _clearly_different(before, after, place.at != fact.home):
             priced.setdefault(after, place)
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
+
+
+def _has_operator(fact: Fact) -> bool:
+    """Whether one operator computes it; of the maps that know no channels, the identity alone does without."""
+    return fact.map.is_identity and not fact.path if isinstance(fact.map, Uniform) else fact.map.has_operator
 
 
 def _clearly_different(before: Sequence[Cost], after: Sequence[Cost], moved: bool) -> bool:
@@ -143,7 +149,7 @@ def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Capt
 
 def _may_write(node: fx.Node, captured: Captured, facts: Facts) -> bool:
     """Whether it stays Python, and may get hold of a tensor; a statement has nothing but what it is given."""
-    if node.op != "call_module" or str(node.target) not in captured.opaque:
+    if not is_opaque(node, captured.opaque):
         return False
     return not isinstance(captured.module(node), KeptStatement) or not facts.numbers.issuperset(node.all_input_nodes)
 
@@ -152,7 +158,7 @@ def _stays_python(origin: fx.Node, captured: Captured) -> bool:
     """Whether it is what a module that stays Python returns, or an item or an attribute of that."""
     while origin.target in (operator.getitem, getattr):
         origin = origin.all_input_nodes[0]
-    return origin.op == "call_module" and str(origin.target) in captured.opaque
+    return is_opaque(origin, captured.opaque)
 
 
 def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:

@@ -19,9 +19,9 @@ from torch.fx.node import map_arg
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
-from repcompile.compare import Check
+from repcompile.compare import Check, has_finite_sum
 from repcompile.copies import duplicate
-from repcompile.emit import cast, emit, has_finite_sum
+from repcompile.emit import cast, emit
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of

@@ -124,11 +124,11 @@ class _Tracer(fx.Tracer):
 
     def run(self, arguments: Arguments) -> None:
         """Trace the root's own forward into `graph`."""
-        before = self._before = snapshot(self.root)
+        self._before = snapshot(self.root)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
                 result = self._result(arguments)
-                changed = changes(self.root, before)
+                changed = changes(self.root, self._before)
                 if changed and (any(map(hooks_of, self.root.modules())) or not self._is_memo(arguments, result)):
                     raise Changed(changed)
             self.create_node("output", "output", (result,), {})
@@ -312,7 +312,8 @@ class _Tracer(fx.Tracer):
             if first is None:
                 return result
             error: Exception | None = first
-            while error is not None and not overridden and self._keeps_one_more(error, forward, path):
+            one_more = self._keeping.one_more
+            while error is not None and not overridden and one_more(error, forward, path, self._is_as_before):
                 result, error = attempt(*args, **kwargs)
             if error is None:
                 return result
@@ -323,9 +324,9 @@ class _Tracer(fx.Tracer):
 
         return call
 
-    def _keeps_one_more(self, error: Exception, forward: Callable[..., Any], path: str) -> bool:
-        """Whether to try again; not where a forward has left something of the first time behind."""
-        return not changes(self.root, self._before) and self._keeping.one_more(error, forward, path)
+    def _is_as_before(self) -> bool:
+        """Whether no forward has left anything in the attributes of a module yet."""
+        return not changes(self.root, self._before)
 
     def _erase_after(self, last: fx.Node | None) -> None:
         for node in list(reversed(self.graph.nodes)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repcompile.compare import Check, compare, largest_of
+from repcompile.compare import Check, compare, largest_finite
 from repcompile.errors import VerificationError
 from repcompile.execute import run
 from repcompile.lending import Change, Convert, as_it_is, lent_copy, unchanged, whole_copy
@@ -67,27 +67,20 @@ def _run_whole(
     convert: Convert = as_it_is,
     change: Change = unchanged,
     around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it has no state
+    copied: Callable[[nn.Module, Convert, Change], nn.Module] = whole_copy,
 ) -> Any:
     """What a copy of `model` returns, in another dtype, and with other weights.  around: what it runs in."""
-    copy = whole_copy(model, convert, change)
+    copy = copied(model, convert, change)
     with around:
         return run(copy, inputs)
 
 
-def _run_sparingly(
-    model: nn.Module,
-    inputs: Sequence[Any],
-    convert: Convert = as_it_is,
-    change: Change = unchanged,
-    around: AbstractContextManager[Any] = nullcontext(),  # noqa: B008
-) -> Any:
+def _run_sparingly(model: nn.Module, inputs: Sequence[Any], *how: Any) -> Any:
     """The same, with one operator's weights in memory at a time, where the model lets itself be run so."""
     try:
-        copy = lent_copy(model, convert, change)
-        with around:
-            return run(copy, inputs)
+        return _run_whole(model, inputs, *how, copied=lent_copy)
     except Exception:  # noqa: BLE001 - the user's forward, which may want to know more of its weights
-        return _run_whole(model, inputs, convert, change, around)
+        return _run_whole(model, inputs, *how)
 
 
 def _bounds(expected: Any, noises: Sequence[Sequence[float]], eps: float, times: int) -> list[float]:
@@ -97,7 +90,7 @@ def _bounds(expected: Any, noises: Sequence[Sequence[float]], eps: float, times:
     """
     bounds: list[float] = []
     for place, tensor in enumerate(_tensors(expected)):
-        scale = largest_of(tensor[tensor.isfinite()])
+        scale = largest_finite(tensor)
         noise = max((errors[place] for errors in noises if place < len(errors)), default=0.0)
         bounds.append(max(min(times * max(noise, eps * scale), eps**0.5 * scale), noise * ESTIMATES / 2))
     return bounds
@@ -152,7 +145,7 @@ def compare_outputs(expected: Any, got: Any, tolerance: float | Sequence[float] 
         raise VerificationError(f"the model returns {structures[0]}, the other one {structures[1]}")
     pairs = list(zip(_tensors(expected), _tensors(got), strict=True))
     if not isinstance(tolerance, Sequence):
-        tolerance = [tolerance * largest_of(a[a.isfinite()]) for a, _ in pairs]
+        tolerance = [tolerance * largest_finite(a) for a, _ in pairs]
     floating = [value.is_floating_point() or value.is_complex() for value in _tensor_leaves(expected)]
     limits = [bound if known else 0.0 for bound, known in zip(tolerance, floating, strict=True)]
     checks = [compare(b, a, limit) for (a, b), limit in zip(pairs, limits, strict=True)]
