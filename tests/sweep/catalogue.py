@@ -3,7 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.sweep.result import LIMIT
+
 CATALOGUE = Path(__file__).with_name("catalogue.txt")
+HEAVY = 900  # seconds of computing for those that take longer than others: long videos, large images, much attention
+SLOW = frozenset(
+    (
+        "timm-cait_s24_384",
+        "torchvision-keypointrcnn_resnet50_fpn",
+        "torchvision-mvit_v1_b",
+        "torchvision-mvit_v2_s",
+        "torchvision-regnet_y_128gf",
+        "torchvision-ssd300_vgg16",
+        "torchvision-vit_h_14",
+        "torchvision-vit_l_16",
+        "transformers-swinv2",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +32,11 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.library}-{self.name}"
+
+    @property
+    def seconds(self) -> int:
+        """Of computing, on one thread, that it may take."""
+        return HEAVY if str(self) in SLOW else LIMIT
 
 
 def catalogue() -> list[Entry]:
