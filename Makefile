@@ -20,7 +20,7 @@ export PYTHONPATH := $(CURDIR)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage sweep load fuzz bench package lint format clean
+.PHONY: help demo test coverage sweep load fuzz mutate bench package lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,10 @@ load: $(STAMP)  ## models of 100,000 nodes and of a gigabyte (ten minutes, 8 GB)
 
 fuzz: $(STAMP)  ## random programs (an hour); FUZZ_ARGS="--programs 1000 --seed 7"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.report $(FUZZ_ARGS)
+
+mutate: $(STAMP)  ## change one thing at a time, and see whether a test notices (hours); MUTATE_ARGS="plan --ends 37"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[mutation]"
+	$(BIN)/python -m tests.mutation.run $(MUTATE_ARGS)
 
 bench: $(STAMP)  ## the speed of the compiler, and of what it makes; BENCH_ARGS
 	$(BIN)/python tests/bench.py $(BENCH_ARGS)
