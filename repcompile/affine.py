@@ -307,6 +307,13 @@ class Affine:
         return any(axis.pads for axis in self.axes)
 
     @property
+    def crops_and_pads(self) -> bool:
+        """Whether it crops along one axis and pads along another, both sides alike: as transposed convolutions may."""
+        alike = all(axis.stride == axis.up == 1 and axis.lo == axis.hi <= axis.span for axis in self.axes)
+        sides = [axis.lo for axis in self.axes] or [0]
+        return alike and self.mode == "zeros" and min(sides) < 0 < max(sides)
+
+    @property
     def weights(self) -> int:
         """Number of entries of the kernel."""
         return self.c_out * (self.c_in // self.groups) * prod(axis.size for axis in self.axes)

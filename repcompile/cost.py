@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
-from repcompile.affine import Map, Uniform
+from repcompile.affine import Affine, Map, Uniform
 
 POSITIONS = 256  # output positions assumed where no example input tells the size: one 16 x 16 image
 ELEMENT = 4  # bytes
@@ -65,7 +65,8 @@ class Macs:
 def cost_of_map(
     x: Map, channels: int, before: float, after: float, padded: float | None = None, single: float = 0
 ) -> tuple[Cost, ...]:
-    """The kernels that compute `x`: one, and one each for padding of unlike sides, for a crop, and for a border map.
+    """The kernels that compute `x`: one, and more for padding that is not zeros or not alike on both sides, for a
+    crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     padded: of the padded and cropped input, if known.  single: of one output, as a border map has them; few beside a
@@ -75,18 +76,25 @@ def cost_of_map(
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
-    plain = [axis for axis in x.axes if axis.up == 1]
-    pads = any(axis.pads for axis in plain) and not all(axis.lo == axis.hi >= 0 for axis in plain)
+    plain = [] if x.crops_and_pads else [axis for axis in x.axes if axis.up == 1]
+    alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
+    pads = any(axis.pads for axis in plain) and not alike
     crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
     if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     moved = x.c_in * before + x.c_out * after + x.weights
     kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
-    for beside in (pads, crops):
-        kernels += [cost_of_elementwise(1, x.c_in, before)] if beside else []
+    kernels += [cost_of_elementwise(1, x.c_in, before)] * (pads * kernels_of_padding(x) + crops)
     if x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * x.c_out * single))
     return tuple(kernels)
+
+
+def kernels_of_padding(x: Map) -> int:
+    """One; torch pads circularly by an empty image, a copy of the image, and one of each side."""
+    if not isinstance(x, Affine) or x.mode != "circular":
+        return 1
+    return 2 + sum((axis.lo > 0) + (axis.hi > 0) for axis in x.axes)
 
 
 def cost_of_resampling(channels: int, before: float, after: float) -> Cost:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repcompile.affine import Affine
-from repcompile.compare import has_finite_sum
+from repcompile.compare import has_finite_sum, largest_of
 from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from repcompile.values import Values
@@ -40,7 +40,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
         if not x.axes:
             return _linear(x, values)
         values = _settled(x, values)
-        if any(axis.up > 1 for axis in x.axes):
+        if x.crops_and_pads or any(axis.up > 1 for axis in x.axes):
             return _transposed(x, values)
         pad, conv = _convolution(x, values)
         if values.border is not None and _has_border(values):
@@ -137,7 +137,7 @@ def _settled(x: Affine, values: Values) -> Values:
 def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
     """The module in the dtype, on the device, and with the `requires_grad` of the weights `like`.
 
-    Raises Inexact if these do not agree, or if a value does not fit the dtype.
+    Raises Inexact if these do not agree, if a value does not fit the dtype, or if all are too small for its precision.
     """
     kinds = {(tensor.dtype, tensor.device) for tensor in like}
     if len(kinds) != 1:
@@ -148,6 +148,8 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
         if not has_finite_sum(rounded) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
             raise Inexact(f"folded values do not fit {dtype}")
         owner, _, field = name.rpartition(".")
+        if field == "weight" and 0.0 < largest_of(parameter.detach()) < torch.finfo(dtype).tiny:
+            raise Inexact(f"folded values are all below the normal numbers of {dtype}")
         learns = any(tensor.requires_grad for tensor in like)
         setattr(module.get_submodule(owner), field, nn.Parameter(rounded, requires_grad=learns))
     for part in module.modules():

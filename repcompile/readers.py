@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ KEEP_CHANNELS_FUNCTIONS = (
     torch.relu,
     torch.sigmoid,
     torch.tanh,
+)
+ARITHMETIC = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv),
+    *(torch.add, torch.sub, torch.mul, torch.div),
+    *("add", "sub", "mul", "div"),
 )
 
 
@@ -113,7 +119,7 @@ def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx
     for user in users if depth else ():
         padded = _axes_padded(user)
         module = user.op == "call_module" and issubclass(captured.torch_class(user), KEEP_CHANNELS)
-        if module or padded or user.target in KEEP_CHANNELS_FUNCTIONS:
+        if module or padded or user.target in KEEP_CHANNELS_FUNCTIONS or _has_a_number(user):
             found += [(reader, max(padded, more)) for reader, more in _readers(user, captured, depth - 1)]
     return found
 
@@ -121,6 +127,11 @@ def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx
 def _reads_first(user: fx.Node, node: fx.Node) -> bool:
     """Whether `node` is the image that `user` works on."""
     return (*user.args, user.kwargs.get("input"))[0] is node
+
+
+def _has_a_number(user: fx.Node) -> bool:
+    """Whether it is `x + 0.5` or the like."""
+    return user.target in ARITHMETIC and len(user.args) == 2 and isinstance(user.args[1], int | float)
 
 
 def _axes_padded(user: fx.Node) -> int:

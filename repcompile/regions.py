@@ -19,7 +19,15 @@ from torch import fx
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
-from repcompile.cost import POSITIONS, Cost, cost_of_elementwise, cost_of_map, cost_of_resampling, total
+from repcompile.cost import (
+    POSITIONS,
+    Cost,
+    cost_of_elementwise,
+    cost_of_map,
+    cost_of_resampling,
+    kernels_of_padding,
+    total,
+)
 from repcompile.facts import Facts
 from repcompile.inplace import is_opaque
 from repcompile.inquiries import about_batch, other_subject, question_of
@@ -100,7 +108,8 @@ def _regions(
     priced: dict[tuple[Cost, ...], Fact] = {}
     for place in places(fact):
         after = pricing.of_region(place, fact, sink)
-        if not fact.path or _clearly_different(before, after, place.at != fact.home):
+        sure = not fact.path and (pricing.known or not _widens_with_border(place.map))
+        if sure or _clearly_different(before, after, place.at != fact.home):
             priced.setdefault(after, place)
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
 
@@ -117,6 +126,11 @@ def _clearly_different(before: Sequence[Cost], after: Sequence[Cost], moved: boo
     """
     old, new = total(before), total(after)
     return new.launches < old.launches or (moved and new.macs <= old.macs)
+
+
+def _widens_with_border(x: Map) -> bool:
+    """Whether a border map runs on more positions than come in: it pays for images larger than their borders."""
+    return isinstance(x, Affine) and x.has_border and any(axis.growth > 0 for axis in x.axes)
 
 
 def _came_back(fact: Fact, sink: fx.Node) -> bool:
@@ -282,7 +296,7 @@ class _Pricing:
         if step.path and isinstance(step.map, Uniform):
             return self._of_moving(node, operands[0], step.path[-1], whole)
         if self.facts.rules[node].copies:
-            return (self._elementwise(node, 1, whole),)
+            return (self._elementwise(node, 1, whole),) * kernels_of_padding(step.map)
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):
             before = self._measured_positions(operands[0], step.map.c_in) or before

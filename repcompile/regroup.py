@@ -245,7 +245,7 @@ class _Editor:
         assert near is not None
         assert numbers is not None
         width = near.c_out if self._is_sum(operand) else None
-        alone = [term for term in terms if not self._absorbs(term.value, width)]
+        alone = [term for term in terms if not self._absorbs(term.value, len(near.axes), width)]
         shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
         ahead = len(node.users) == 1 and any(
             f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ())
@@ -258,14 +258,19 @@ class _Editor:
             elif isinstance(numbers, _Numbers):
                 self._over_cat(node, operand, near, numbers)
 
-    def _absorbs(self, value: fx.Node, width: int | None = None) -> bool:
-        """Whether `value` is a convolution or the like that only one reads; what is broadcast to `width` is none."""
-        maps = [fact.map for fact in self._facts.maps.get(value, ()) if isinstance(fact.map, Affine)]
-        fits = width is None or all(x.c_out == width for x in maps[:1])
-        return len(value.users) == 1 and fits and any(not x.is_diagonal for x in maps)
+    def _absorbs(self, value: fx.Node, n_axes: int | None = None, width: int | None = None) -> bool:
+        """Whether `value` is a convolution or the like that only one reads.
+
+        n_axes: behind the channels of what it is to take in: a Linear along the last axis takes nothing along the
+        first.  width: what is broadcast to so many channels is none.
+        """
+        known = [(fact.path, fact.map) for fact in self._facts.maps.get(value, ()) if isinstance(fact.map, Affine)]
+        fits = width is None or all(x.c_out == width for _, x in known[:1])
+        weighs = any((n_axes in (None, len(x.axes)) or path) and not x.is_diagonal for path, x in known)
+        return len(value.users) == 1 and fits and weighs
 
     def _over_sum(self, node: fx.Node, terms: Sequence[Term], near: Affine, numbers: _Numbers | fx.Node) -> fx.Node:
-        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value, near.c_out))
+        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value, len(near.axes), near.c_out))
         gain, shift = self._constants(node, numbers, len(near.axes))
         gains = [gain if t.factor == 1.0 else self._new(operator.mul, (gain, t.factor), node) for t in terms]
         scaled = [

@@ -19,6 +19,7 @@ from tests.fuzz.program import Program
 
 RUNS = 3
 ROUNDINGS = {"float64": 2.0**13, "float32": 2.0**6, "bfloat16": 2.0**3, "float16": 2.0**3}  # delta / eps
+SUBNORMAL = 2.0**-23  # twice the smallest number of float16
 EXACT = 1e-13  # relative: nothing else is asked of results as close as this
 
 
@@ -113,8 +114,12 @@ def _disturbed(model: nn.Module, delta: float, seed: int) -> nn.Module:
 
 
 def _disturb(tensor: Tensor, delta: float, generator: torch.Generator) -> None:
+    if not tensor.numel():
+        return
     noise = torch.empty(tensor.shape, dtype=torch.float64).uniform_(-delta, delta, generator=generator)
-    torch.mul(tensor, (1.0 + noise).to(tensor.dtype), out=tensor) if tensor.numel() else None
+    torch.mul(tensor, (1.0 + noise).to(tensor.dtype), out=tensor)
+    if tensor.dtype == torch.float16:  # its smallest numbers are apart by as much as they are large
+        tensor.add_(noise.sign() * SUBNORMAL * (tensor.abs() < torch.finfo(torch.float16).tiny))
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, tuple[Tensor, ...]]:
