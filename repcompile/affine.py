@@ -307,6 +307,13 @@ class Affine:
         return any(axis.pads for axis in self.axes)
 
     @property
+    def reads_less(self) -> bool:
+        """Whether two passes over the input, with a value around it, cost less than one over the output."""
+        ratio = prod(axis.stride for axis in self.axes)
+        zeros = self.mode == "zeros" and all(axis.up == 1 and min(axis.lo, axis.hi) >= 0 for axis in self.axes)
+        return zeros and 2 * self.c_in * ratio < self.c_out
+
+    @property
     def crops_and_pads(self) -> bool:
         """Whether it crops along one axis and pads along another, both sides alike: as transposed convolutions may."""
         alike = all(axis.stride == axis.up == 1 and axis.lo == axis.hi <= axis.span for axis in self.axes)

@@ -85,7 +85,9 @@ def cost_of_map(
     moved = x.c_in * before + x.c_out * after + x.weights
     kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
     kernels += [cost_of_elementwise(1, x.c_in, before)] * (pads * kernels_of_padding(x) + crops)
-    if x.has_border:
+    if x.has_border and x.reads_less:
+        kernels += [cost_of_elementwise(1, x.c_in, before)] * 2
+    elif x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * x.c_out * single))
     return tuple(kernels)
 

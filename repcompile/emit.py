@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from repcompile.affine import Affine
 from repcompile.compare import has_finite_sum, largest_of
 from repcompile.errors import Inexact
-from repcompile.modules import BorderConv, ChannelAffine, ValuePad
+from repcompile.modules import BorderConv, ChannelAffine, Mapped, ValuePad
 from repcompile.values import Values
 
 CONVOLUTIONS: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,7 +43,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
             return _transposed(x, values)
         pad, conv = _convolution(x, values)
         if values.border is not None and _has_border(values):
-            value = _value_outside(x, values) if _reads_less(x) else None
+            value = _value_outside(x, values) if x.reads_less else None
             if value is not None:
                 return _padded_with(x, values, value)
             return BorderConv(conv, values.border, () if isinstance(pad, nn.Identity) else _pads(x))
@@ -57,12 +56,6 @@ def _has_border(values: Values) -> bool:
         return False
     constant = 0.0 if values.bias is None else values.bias.abs().max().item()
     return values.border.abs().max().item() > ROUNDINGS * EPS * constant
-
-
-def _reads_less(x: Affine) -> bool:
-    """Whether two passes over the input are cheaper than one over the output, which a border map takes."""
-    ratio = prod(axis.stride for axis in x.axes)
-    return x.mode == "zeros" and min(min(a.lo, a.hi) for a in x.axes) >= 0 and 2 * x.c_in * ratio < x.c_out
 
 
 def _value_outside(x: Affine, values: Values) -> Tensor | None:
@@ -153,7 +146,7 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
         learns = any(tensor.requires_grad for tensor in like)
         setattr(module.get_submodule(owner), field, nn.Parameter(rounded, requires_grad=learns))
     for part in module.modules():
-        if isinstance(part, BorderConv):
+        if isinstance(part, Mapped):
             part.forget()
     return module.eval()
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
-from repcompile.modules import BorderConv
+from repcompile.modules import Mapped
 from repcompile.shapes import Shape, Size
 from repcompile.values import Reader, in_float64
 
@@ -85,7 +85,7 @@ def with_tensors(module: nn.Module, convert: Reader) -> nn.Module:
     copy.__dict__["_modules"] = {
         name: None if child is None else with_tensors(child, convert) for name, child in module._modules.items()
     }
-    if isinstance(copy, BorderConv):
+    if isinstance(copy, Mapped):
         copy.remember_nothing()
     return copy
 

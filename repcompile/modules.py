@@ -92,55 +92,24 @@ class ChannelAffine(nn.Module):
         return f"{self.weight.shape[0]}"
 
 
-class ValuePad(nn.Module):
-    """Padding with another value for each channel.  value: (c, 1, ..), one axis for each of the image's.
+class Mapped(nn.Module):
+    """Adds a map that depends on the input's size and on `weight` alone.
 
-    pads: as `F.pad` takes them, >= 0.
+    Without gradients the map is computed once per size, and again when the weight changes (writes through `.data`,
+    which torch does not count, go unnoticed).  n_axes: spatial axes of the input.
     """
 
-    def __init__(self, value: Tensor, pads: tuple[int, ...]) -> None:
-        super().__init__()
-        self.value = nn.Parameter(value)
-        self.pads = pads
-        self.n_axes = value.dim() - 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        inside = F.pad(torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1)), self.pads)
-        return torch.where(inside > 0, F.pad(x, self.pads), self.value)
-
-    def extra_repr(self) -> str:
-        return f"pads={self.pads}"
-
-
-class BorderConv(nn.Module):
-    """A convolution whose bias met zero padding: y = conv(x) + border * 1~, with the indicator image 1~ of x.
-
-    conv: zero-padded, or transposed.  border: (c_out, 1, *sizes), a kernel for the indicator image; (1, c_out, *sizes)
-    for a transposed one, as torch has it.
-    pads: zeros put around the image first, as `F.pad` takes them; empty where conv pads by itself.
-    The second term depends on the input's size only; without gradients it is computed once per size, and again when
-    `border` changes (writes through `.data`, which torch does not count, go unnoticed).
-    """
-
-    __constants__ = ["n_axes", "pads_first"]  # noqa: RUF012 - as torch.jit.script wants it
+    __constants__ = ["n_axes"]  # noqa: RUF012 - as torch.jit.script wants it
     __jit_ignored_attributes__ = ["_maps"]  # noqa: RUF012
 
-    def __init__(self, conv: nn.modules.conv._ConvNd, border: Tensor, pads: tuple[int, ...] = ()) -> None:
+    def __init__(self, n_axes: int) -> None:
         super().__init__()
-        self.conv = conv
-        self.stride, self.dilation = conv.stride, conv.dilation
-        self.padding: Any = conv.padding
-        self.transposed, self.output_padding = conv.transposed, conv.output_padding
-        self.border = nn.Parameter(border)
-        self.pads = pads
-        self.pads_first = len(pads) > 0
-        self.n_axes = border.dim() - 2
+        self.n_axes = n_axes
         self._maps: dict[Any, Tensor] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
-            return self.conv(self._padded(x)) + self._computed(x)
-        return self.conv(self._padded(x)) + self._border_map(x)
+    def map_of(self, image: Tensor) -> Tensor:
+        """The map for an indicator image of one channel."""
+        raise NotImplementedError
 
     @torch.jit.unused
     def forget(self) -> None:
@@ -152,33 +121,95 @@ class BorderConv(nn.Module):
         """Start with maps of its own, in a shallow copy."""
         self._maps = {}
 
+    def computed(self, x: Tensor) -> Tensor:
+        """The map for an image of the size of `x`, with a batch of one if `x` has a batch."""
+        image = torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1))
+        return self.map_of(image[:1] if x.dim() == self.n_axes + 2 else image)
+
+    @torch.jit.unused
+    def remembered(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same, computed once where it may be remembered."""
+        if not isinstance(x, Tensor):  # torch.fx's proxy, which does not know its rank
+            return self.map_of(torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1)))
+        if not _may_remember(x, weight):
+            return self.computed(x)
+        sizes = tuple(x.shape[x.dim() - self.n_axes :])
+        version = (weight.data_ptr(), weight._version, torch.is_inference_mode_enabled())
+        key = (sizes, x.dim(), x.dtype, x.device, version)
+        if key not in self._maps:
+            while len(self._maps) >= MAPS_KEPT:
+                self._maps.pop(next(iter(self._maps)), None)
+            self._maps[key] = self.computed(x.new_zeros(1).expand(*[1] * (x.dim() - len(sizes)), *sizes))
+        return self._maps[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+def _may_remember(x: Tensor, weight: Tensor) -> bool:
+    """Not in what is being recorded or transformed, and not what gradients or autocast pass through."""
+    recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
+    transformed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    return not (recorded or transformed or learns or weight.is_inference())
+
+
+class ValuePad(Mapped):
+    """Padding with another value for each channel.  value: (c, 1, ..), one axis for each of the image's.
+
+    pads: as `F.pad` takes them, >= 0.
+    """
+
+    def __init__(self, value: Tensor, pads: tuple[int, ...]) -> None:
+        super().__init__(value.dim() - 1)
+        self.value = nn.Parameter(value)
+        self.pads = pads
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return F.pad(x, self.pads) + self.computed(x)
+        return F.pad(x, self.pads) + self.remembered(x, self.value)
+
+    def map_of(self, image: Tensor) -> Tensor:
+        """The value outside, and zeros inside."""
+        return self.value * (1.0 - F.pad(image, self.pads))
+
+    def extra_repr(self) -> str:
+        return f"pads={self.pads}"
+
+
+class BorderConv(Mapped):
+    """A convolution whose bias met zero padding: y = conv(x) + border * 1~, with the indicator image 1~ of x.
+
+    conv: zero-padded, or transposed.  border: (c_out, 1, *sizes), a kernel for the indicator image; (1, c_out, *sizes)
+    for a transposed one, as torch has it.
+    pads: zeros put around the image first, as `F.pad` takes them; empty where conv pads by itself.
+    """
+
+    __constants__ = ["n_axes", "pads_first"]  # noqa: RUF012 - as torch.jit.script wants it
+
+    def __init__(self, conv: nn.modules.conv._ConvNd, border: Tensor, pads: tuple[int, ...] = ()) -> None:
+        super().__init__(border.dim() - 2)
+        self.conv = conv
+        self.stride, self.dilation = conv.stride, conv.dilation
+        self.padding: Any = conv.padding
+        self.transposed, self.output_padding = conv.transposed, conv.output_padding
+        self.border = nn.Parameter(border)
+        self.pads = pads
+        self.pads_first = len(pads) > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return self.conv(self._padded(x)) + self.computed(x)
+        return self.conv(self._padded(x)) + self.remembered(x, self.border)
+
     def extra_repr(self) -> str:
         return f"pads={self.pads}" if self.pads else ""
 
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, self.pads) if self.pads_first else x
 
-    @torch.jit.unused
-    def _border_map(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):  # torch.fx's proxy, which does not know its rank
-            return self._convolved(torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1)))
-        if not self._may_remember(x):
-            return self._computed(x)
-        sizes = tuple(x.shape[x.dim() - self.n_axes :])
-        version = (self.border.data_ptr(), self.border._version, torch.is_inference_mode_enabled())
-        key = (sizes, x.dim(), x.dtype, x.device, version)
-        if key not in self._maps:
-            while len(self._maps) >= MAPS_KEPT:
-                self._maps.pop(next(iter(self._maps)), None)
-            self._maps[key] = self._computed(x.new_zeros(1).expand(*[1] * (x.dim() - len(sizes)), *sizes))
-        return self._maps[key]
-
-    def _computed(self, x: Tensor) -> Tensor:
-        """The map for an image of the size of `x`, with a batch of one if `x` has a batch."""
-        image = torch.ones_like(x.narrow(-1 - self.n_axes, 0, 1))
-        return self._convolved(image[:1] if x.dim() == self.n_axes + 2 else image)
-
-    def _convolved(self, image: Tensor) -> Tensor:
+    def map_of(self, image: Tensor) -> Tensor:
         """The border kernel on an indicator image of one channel."""
         image = self._padded(image)
         if self.transposed:
@@ -196,17 +227,6 @@ class BorderConv(nn.Module):
         if self.n_axes == 2:
             return F.conv_transpose2d(image, self.border, None, self.stride, self.padding, extra, 1, self.dilation)
         return F.conv_transpose3d(image, self.border, None, self.stride, self.padding, extra, 1, self.dilation)
-
-    @torch.jit.unused
-    def _may_remember(self, x: Tensor) -> bool:
-        """Not in what is being recorded or transformed, and not what gradients or autocast pass through."""
-        recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
-        transformed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
-        learns = torch.is_grad_enabled() and self.border.requires_grad
-        return not (recorded or transformed or learns or self.border.is_inference())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
 
 
 MODULES = (ChannelAffine, ValuePad, BorderConv)

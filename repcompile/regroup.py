@@ -123,14 +123,14 @@ class _Editor:
         stack = [Term(node, factor)]
         while stack:
             term = stack.pop()
-            if self._is_sum(term.value) and (term.value is node or len(term.value.users) == 1):
+            if self._is_sum(term.value) and (term.value is node or _is_read_once(term.value)):
                 sign = -1.0 if term.value.target in SUBTRACTIONS else 1.0
                 left, right = term.value.args
                 assert isinstance(left, fx.Node)
                 assert isinstance(right, fx.Node)
                 alpha: Any = term.value.kwargs.get("alpha", 1)
                 stack += [Term(right, term.factor * sign * float(alpha)), Term(left, term.factor)]
-            elif self._scaled(term.value) is not None and len(term.value.users) == 1:
+            elif self._scaled(term.value) is not None and _is_read_once(term.value):
                 inner, scale = self._scaled(term.value) or (term.value, 1.0)
                 stack.append(Term(inner, term.factor * scale))
             else:
@@ -350,6 +350,11 @@ def shift_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | No
     """beta - mean gamma / sqrt(var + eps)"""
     centre = -mean.reshape(-1, *[1] * n_axes) * gain_of(mean, var, weight, bias, eps, n_axes)
     return centre if bias is None else centre + bias.reshape(-1, *[1] * n_axes)
+
+
+def _is_read_once(node: fx.Node) -> bool:
+    """By one operator, and there in one place: what is added to itself is there for both."""
+    return len(node.users) == 1 and next(iter(node.users)).args.count(node) == 1
 
 
 def _addable(left: Fact, right: Fact) -> bool:
