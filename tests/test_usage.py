@@ -246,6 +246,135 @@ class KeysByAModule(Parts):
         return [self.single(x) for x in xs]
 
 
+class Deletes(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        first, other = self.units[0], self.single
+        ys = [first(x) + other(x) for x in xs]
+        del first, other
+        return ys
+
+
+class Nests(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        def both(x: Tensor) -> Tensor:
+            y = self.single(x)
+            return y + self.units[0](x)
+
+        return [both(x) for x in xs]
+
+
+class NestsAGetter(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        def part() -> nn.Module:
+            return self.block
+
+        return [part()(x) for x in xs]
+
+
+class Negates(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) for x in xs] if not self.limit == 0 else xs
+
+
+class Filters(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [layer(x) for x in xs if (layer := self.single) is not None]
+
+
+class Falls(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        layer = getattr(self, "extra", self.single)
+        return [layer(x) for x in xs]
+
+
+class FindsByName(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        for name in ("single", "block"):
+            xs = [getattr(self, name)(x) for x in xs]
+        return xs
+
+
+class Head(Parts):
+    @property
+    def head(self) -> Any:
+        return self.single
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.head(x) for x in xs]
+
+
+class Runner(nn.Module):
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x)
+
+
+class Hands(Parts):
+    """Gives one part to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = Runner()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.runner(self.single, x) for x in xs]
+
+
+class Opens(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        modules: Any = self.units._modules
+        for layer in modules.values():
+            xs = [layer(x) for x in xs]
+        return xs
+
+
+class Binds(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        halved = self.block.halved
+        return [halved(x) for x in xs]
+
+
+class Caches(Parts):
+    @functools.cached_property
+    def scale(self) -> Any:
+        return self.get_parameter("single.0.weight").abs().mean()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) * self.scale for x in xs]
+
+
+class Forwards(Parts):
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single.forward(x) for x in xs]
+
+
+class HeadInC(Parts):
+    """Its property is written in C."""
+
+    head: Any = property(operator.attrgetter("single"))
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        head: Any = self.head
+        return [head(x) * head[0].weight.sum() for x in xs]
+
+
+class Inherits(Above):
+    """Its `super()` is written in the class above."""
+
+
+class AboveADecorator(Looks):
+    @announced
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.single(x) for x in super().forward(xs)]
+
+
+class Collects(Parts):
+    def run(self, xs: list[Tensor], **parts: nn.Module) -> list[Tensor]:
+        return [parts["layer"](x) for x in xs]
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return self.run(xs, layer=self.single)
+
+
 UNTOUCHED = ["block", "named", "single"]
 CASES: dict[str, tuple[Build, list[str]]] = {
     "iterated": (Iterates, ["units.0", "units.1", *UNTOUCHED]),
@@ -269,6 +398,23 @@ CASES: dict[str, tuple[Build, list[str]]] = {
     "an object that keeps a part": (TellsARegistry, ["units", "block", "named"]),
     "a part as a key": (KeysByAModule, ["units", "block", "named"]),
     "iterated in a way of its own": (Custom, ["units", *UNTOUCHED]),
+    "deleted in the end": (Deletes, ["units.0", "units.1", *UNTOUCHED]),
+    "called by a function inside": (Nests, ["units.0", "units.1", *UNTOUCHED]),
+    "returned by a function inside": (NestsAGetter, ["units", "named", "single"]),
+    "behind a `not`": (Negates, ["units", *UNTOUCHED]),
+    "named in a condition": (Filters, ["units", *UNTOUCHED]),
+    "where there is no other one": (Falls, ["units", *UNTOUCHED]),
+    "found by a name": (FindsByName, ["units", *UNTOUCHED]),
+    "a property that is called": (Head, ["units", *UNTOUCHED]),
+    "given to another part": (Hands, ["units", *UNTOUCHED]),
+    "in the table of torch": (Opens, ["units.0", "units.1", *UNTOUCHED]),
+    "a method of it is passed on": (Binds, ["units", "named", "block.body", "single"]),
+    "what a property remembers": (Caches, []),
+    "its forward is called": (Forwards, ["units", "block", "named", "single.0", "single.1", "single.2"]),
+    "a property nobody can read": (HeadInC, []),
+    "by way of a method above that is inherited": (Inherits, ["units.0.1", "units.0.2", "units.1", *UNTOUCHED]),
+    "by way of a method above, behind a decorator": (AboveADecorator, []),
+    "collected by name": (Collects, ["units", *UNTOUCHED]),
 }
 
 
