@@ -19,6 +19,7 @@ from repcompile.errors import Inexact, RuleError
 from repcompile.facts import Facts
 from repcompile.interpret import Interpreter, evaluated_shape
 from repcompile.shapes import Shape
+from repcompile.tracing import KEPT
 
 SIZES = ((0, 4.0), (3, 16.0))  # (positions more, standard deviation): small values and such that saturate
 CHANNELS = ("in_channels", "num_features", "in_features", "num_channels", "normalized_shape")
@@ -116,8 +117,11 @@ class Attempts:
     def _run(
         self, nodes: Sequence[fx.Node], values: Mapping[fx.Node, Tensor], dtype: torch.dtype
     ) -> dict[fx.Node, Any]:
+        plain = [tensor for name, tensor in self.captured.constants.items() if name.startswith(KEPT)]
+        kept = set(map(id, plain)) if dtype is torch.float32 else ()  # which a model in float32 has as they are
+
         def read(tensor: Tensor) -> Tensor:
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            kind = dtype if tensor.is_floating_point() and id(tensor) not in kept else tensor.dtype
             return tensor.detach().to("cpu", kind, copy=True)
 
         interpreter = Interpreter(self.captured, self.facts.sizes, {}, read)

@@ -38,6 +38,8 @@ class Interpreter:
 
     def run(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
         """The value of `node`, given those of the values that it reads."""
+        if node.op == "get_attr":
+            return self._read(self._captured.constants[str(node.target)])
         args, kwargs = map_arg((node.args, node.kwargs), lambda operand: self._operand(operand, values))
         if node.op == "call_module":
             return with_tensors(self._captured.module(node), self._read)(*args, **kwargs)
@@ -54,9 +56,7 @@ class Interpreter:
         if node in self._sizes:
             return evaluated(self._sizes[node], self._assigned)
         if node not in self._constants:
-            self._constants[node] = (
-                self._read(self._captured.constants[str(node.target)]) if node.op == "get_attr" else self.run(node, {})
-            )
+            self._constants[node] = self.run(node, {})
         return self._constants[node]
 
 

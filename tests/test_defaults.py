@@ -98,3 +98,41 @@ def test_the_other_model_may_be_dropped() -> None:
     assert_close(fused.float()(X.float()), model.float()(X.float()), 1e-5)
     with pytest.raises(ModelError, match="in a way that it was not compiled for"):
         fused(X, M)
+
+
+def test_a_model_whose_other_model_is_gone_is_a_model() -> None:
+    _, fused = both()
+    del fused.otherwise
+    fused.load_state_dict(fuse(made(Optional, seed=3)).state_dict())
+    expected = made(Optional, seed=3)(X)
+    for again in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert_close(again(X), expected)
+        with pytest.raises(ModelError, match="in a way that it was not compiled for"):
+            again(X, M)
+
+
+class Outer(nn.Module):
+    """Holds a model that may be a fused one, and has an option of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.conv, self.norm = inner, conv(), norm()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.norm(self.conv(x))
+        return self.inner(y) if mask is None else self.inner(y, mask)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_fused_model_in_the_model_that_is_fused(dropped: bool) -> None:
+    model: Any = made(lambda: Outer(Optional()))
+    before = model(X), model(X, M)
+    model.inner = fuse(model.inner)
+    if dropped:
+        del model.inner.otherwise
+    fused = fuse(model)
+    for again, tolerance in ((fused, 1e-9), (copy.deepcopy(fused).float(), 1e-4)):
+        dtype = next(again.parameters()).dtype
+        assert_close(again(X.to(dtype)).double(), before[0], tolerance)
+        if not dropped:
+            assert_close(again(X.to(dtype), M.to(dtype)).double(), before[1], tolerance)

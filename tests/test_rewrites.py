@@ -297,6 +297,81 @@ def test_constants_are_numbers_and_tensors() -> None:
     assert times(formula(lambda x: x * torch.sigmoid(x * x.mean())), Scaled) == 0
 
 
+def pairs(pattern: Callable[..., Any], replacement: Callable[..., Any], where: Any = None) -> RewriteRule:
+    """A rule of two functions; it may be right."""
+    return lying(pattern, replacement, where)
+
+
+GAINS = torch.tensor([1.0, 2.0, 0.5, 3.0]).view(4, 1, 1)
+
+
+def test_a_tensor_in_a_pattern_is_those_numbers() -> None:
+    def gained(x: Any) -> Any:
+        return torch.sin(x) * GAINS
+
+    def model(other: Any) -> nn.Module:
+        return One(lambda m, x: torch.sin(x) * m.other + x, other=other)
+
+    rule = pairs(gained, lambda x: GAINS * torch.sin(x))
+    assert times(model(GAINS.clone()), rule) == 1
+    assert times(model(GAINS + 1), rule) == 0
+    assert times(model(GAINS.flatten()[:1]), rule) == 0
+    assert times(formula(lambda x: torch.sin(x) * x), rule) == 0
+    assert times(formula(lambda x: torch.sin(x) * 2.0), rule) == 0
+
+
+def test_a_value_that_a_pattern_uses_twice_is_one_value() -> None:
+    def twice(x: Any) -> Any:
+        y = torch.sin(x)
+        return torch.exp(y) + torch.tanh(y)
+
+    rule = pairs(twice, lambda x: torch.tanh(torch.sin(x)) + torch.exp(torch.sin(x)))
+    assert times(formula(lambda x: twice(x)), rule) == 1
+    assert times(formula(lambda x: torch.exp(torch.sin(x)) + torch.tanh(torch.sin(x + 1))), rule) == 0
+
+
+def approximately(x: Any) -> Any:
+    return F.gelu(x, approximate="tanh")
+
+
+def test_options_have_to_be_the_same() -> None:
+    leaky = pairs(lambda x: torch.sin(F.leaky_relu(x, 0.2)), lambda x: torch.sin(torch.where(x > 0, x, 0.2 * x)))
+    assert times(formula(lambda x: F.leaky_relu(x, 0.2).sin()), leaky) == 1
+    assert times(formula(lambda x: F.leaky_relu(x, 0.1).sin()), leaky) == 0
+    tanh = pairs(lambda x: torch.sin(approximately(x)), lambda x: torch.sin(1.0 * approximately(x)))
+    assert times(formula(lambda x: approximately(x).sin()), tanh) == 1
+    assert times(formula(lambda x: F.gelu(x, approximate="none").sin()), tanh) == 0
+    clamp = pairs(lambda x: torch.clamp(x, -1.0, 1.0), lambda x: F.hardtanh(x))
+    assert times(formula(lambda x: torch.sin(torch.clamp(x, -1.0, 1.0))), clamp) == 1
+    assert times(formula(lambda x: torch.sin(torch.clamp(x, -1.0))), clamp) == 0
+
+
+def test_a_replacement_names_its_constants_and_has_tensors_of_its_own() -> None:
+    def pattern(x: Any, c: Any = any_constant()) -> Any:
+        return torch.sin(x) * c
+
+    def replacement(x: Any, c: Any = any_constant()) -> Any:
+        return torch.sin(x) * (torch.tensor([0.5]) * c) * 2
+
+    rule = pairs(pattern, replacement)
+    assert times(formula(lambda x: torch.sin(x) * 3), rule) == 1
+    assert times(One(lambda m, x: torch.sin(x) * m.gain, gain=torch.rand(4, 1, 1)), rule) == 1
+
+
+def test_a_tensor_of_a_replacement_does_not_change_the_dtype() -> None:
+    model = formula(lambda x: torch.sin(x) + 1).eval()
+    rule = pairs(lambda x: torch.sin(x), lambda x: torch.sin(x) * torch.ones(1, dtype=torch.float64))
+    message = r"its replacement makes torch\.float64 of torch\.float32, its pattern torch\.float32"
+    with pytest.raises(RuleError, match=message):
+        fuse(model, rules=DEFAULT + [rule])
+
+
+def test_a_rule_may_say_no_without_a_reason() -> None:
+    rule = pairs(lambda x: torch.sin(x), lambda x: torch.cos(x), lambda match: False)
+    assert times(formula(lambda x: torch.sin(x)), rule) == 0
+    assert not explain(formula(lambda x: torch.sin(x)).eval(), rules=DEFAULT + [rule]).left
+
+
 def test_a_class_of_ones_own_stays_whole() -> None:
     @rewrite_rule
     class Replaced:
@@ -424,6 +499,36 @@ def test_code_of_a_rule_that_fails() -> None:
 
 def clumsy(match: Any) -> bool:
     return match["y"]
+
+
+def scaled_sine(x: Any, c: Any = any_constant()) -> Any:
+    return torch.sin(x) * c
+
+
+def only_the_constant(x: Any, c: Any) -> Any:
+    return c
+
+
+def strange_module(x: Any, c: Any, layer: Any = any_module(nn.Linear)) -> Any:
+    return layer(x) * c
+
+
+def built_as_a_number(x: Any, c: Any, layer: Any = build(lambda match: 3)) -> Any:
+    return layer(x) * c
+
+
+@pytest.mark.parametrize(
+    ("replacement", "message"),
+    [
+        (only_the_constant, "its replacement is the number 2.0"),
+        (strange_module, "'layer' stands for no module"),
+        (built_as_a_number, "'layer' was built as a int"),
+    ],
+)
+def test_a_replacement_that_is_none(replacement: Callable[..., Any], message: str) -> None:
+    model = formula(lambda x: torch.sin(x) * 2.0).eval()
+    with pytest.raises(RuleError, match=rf"^rewrite rule 'Lying': {message}$"):
+        fuse(model, rules=DEFAULT + [lying(scaled_sine, replacement)])
 
 
 def test_a_rule_cannot_change_the_model() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import repcompile.testing
-from repcompile import DEFAULT, RuleError, affine_rule, fuse
+from repcompile import DEFAULT, RuleError, affine_rule, any_constant, any_module, fuse
 from repcompile.fold import apply
 from repcompile.modules import ChannelAffine, ValuePad
 from repcompile.rules import RewriteRule, Rule
@@ -226,6 +226,36 @@ def test_a_rule_that_changes_its_mind_does_not_pass() -> None:
         check_affine_rule(moody, Normed().eval(), IMAGE)
 
 
+def test_a_rule_behind_a_change_of_layout() -> None:
+    found = check_affine_rule(own(F.linear), lambda x: F.linear(x.movedim(1, -1), WEIGHT), IMAGE)
+    assert found is not None
+    assert (found.c_in, found.c_out) == (4, 3)
+
+
+def test_a_rule_between_other_operators() -> None:
+    for operator_ in (lambda x: torch.exp(F.avg_pool2d(x, 2, 1)), lambda x: F.avg_pool2d(torch.exp(x), 2, 1)):
+        assert check_affine_rule(own(F.avg_pool2d), operator_, IMAGE) is not None
+
+
+class Doubling(nn.Module):
+    """Doubles large images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if x.shape[-1] > 40 else 1)
+
+
+def test_a_rule_that_is_wrong_for_the_given_shape_does_not_pass() -> None:
+    @affine_rule(Doubling)
+    def same(x: Any, m: Doubling) -> Any:
+        return x * torch.ones(4, 1, 1, dtype=torch.float64)
+
+    assert check_affine_rule(same, Doubling(), IMAGE) is not None
+    with pytest.raises(
+        RuleError, match=r"rule 'same' is wrong: it differs by .*, for an input of shape \(1, 4, 5, 50\)"
+    ):
+        check_affine_rule(same, Doubling(), (1, 4, 5, 50))
+
+
 @pytest.mark.parametrize("rule", [HardSwish, ToQuickGELU])
 def test_rewrite_rules(rule: RewriteRule) -> None:
     check_rewrite_rule(rule, IMAGE)
@@ -242,6 +272,42 @@ def test_a_rewrite_rule_with_wildcards() -> None:
 def test_a_lying_rewrite_rule_does_not_pass() -> None:
     with pytest.raises(RuleError, match=r"rewrite rule 'Lying' is wrong about .*: its replacement differs by"):
         check_rewrite_rule(lying(lambda x: x * torch.sigmoid(x), lambda x: F.gelu(x)), IMAGE)
+
+
+def test_a_rewrite_rule_that_is_wrong_for_the_given_shape_does_not_pass() -> None:
+    rule = lying(lambda x: x * torch.sigmoid(x), lambda x: F.silu(x) * (x.shape[1] // 4))
+    check_rewrite_rule(rule, IMAGE)
+    with pytest.raises(RuleError, match=r"rewrite rule 'Lying' differs by \d\.\de[-+]\d\d at \("):
+        check_rewrite_rule(rule, (2, 8, 5, 6))
+
+
+def test_a_rewrite_rule_that_makes_another_dtype_of_the_given_shape_does_not_pass() -> None:
+    rule = lying(lambda x: x * torch.sigmoid(x), lambda x: F.silu(x) + 0.0 * x.double()[0, 0, 0, 0])
+    check_rewrite_rule(rule, IMAGE)
+    message = r"rewrite rule 'Lying' makes torch\.float64 of torch\.float32, its pattern torch\.float32"
+    with pytest.raises(RuleError, match=message):
+        check_rewrite_rule(rule, VIDEO)
+
+
+def test_a_rewrite_rule_with_constants() -> None:
+    def pattern(x: Any, c: Any = any_constant()) -> Any:
+        return torch.sin(x) * c * torch.tensor([0.5])
+
+    rule = lying(pattern, lambda x, c: c * (torch.tensor([0.5]) * torch.sin(x)))
+    check_rewrite_rule(rule, IMAGE)
+    check_rewrite_rule(rule, {"x": IMAGE}, c=-2.5)
+    check_rewrite_rule(rule, IMAGE, c=torch.rand(4, 1, 1, dtype=torch.float64))
+
+
+def test_a_rewrite_rule_that_needs_an_example() -> None:
+    def pattern(x: Any, layer: Any = any_module(nn.Conv2d, kernel_size=lambda size: size == (5, 5))) -> Any:
+        return torch.sin(layer(x))
+
+    rule = lying(pattern, lambda x, layer: 1.0 * torch.sin(layer(x)))
+    message = r"rewrite rule 'Lying': give an example of 'layer': check_rewrite_rule\(..., layer=module\)"
+    with pytest.raises(RuleError, match=message):
+        check_rewrite_rule(rule, IMAGE)
+    check_rewrite_rule(rule, IMAGE, layer=nn.Conv2d(4, 3, 5, padding=2))
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------

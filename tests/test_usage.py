@@ -273,7 +273,7 @@ class NestsAGetter(Parts):
 
 class Negates(Parts):
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        return [self.single(x) for x in xs] if not self.limit == 0 else xs
+        return [self.single(x) for x in xs] if not self.limit else xs
 
 
 class Filters(Parts):

@@ -15,7 +15,7 @@ from repcompile.compare import compare, largest_of
 from repcompile.compiler import compile_model
 from repcompile.copies import duplicate
 from repcompile.errors import Inexact, RuleError
-from repcompile.facts import Facts, affine_facts
+from repcompile.facts import Fact, Facts, affine_facts
 from repcompile.fold import apply
 from repcompile.rules import DEFAULT, RewriteRule, Rule, RuleSet, shape_rule
 from repcompile.rules.wildcards import AnyModule
@@ -52,7 +52,7 @@ def check_affine_rule(
     first, second = maps
     if not isinstance(first, Affine) or not isinstance(second, Affine):
         return None
-    if not facts.maps[nodes[0]][0].path:
+    if _is_whole(facts.maps[nodes[0]][0], nodes[0], captured):
         _require_equal(rule.name, model, first, shape, channel_axis)
         _require_same(rule.name, first, second, shape, channel_axis)
     return first
@@ -147,6 +147,12 @@ def _node_of(rule: Rule, rules: RuleSet, captured: Captured, facts: Facts) -> fx
         reasons = [refusal.reason for refusal in facts.refusals if refusal.node is nodes[0]]
         raise RuleError(f"rule {rule.name!r} refuses: {(*reasons, 'it says nothing')[0]}")
     return nodes[0]
+
+
+def _is_whole(fact: Fact, node: fx.Node, captured: Captured) -> bool:
+    """Whether a map of `node` leads from the model's input to its output."""
+    given = fact.source.op == "call_module" and isinstance(captured.module(fact.source), _Given)
+    return given and not fact.path and all(user.op == "output" for user in node.users)
 
 
 def _require_equal(name: str, model: nn.Module, x: Affine, shape: Sequence[int], channel_axis: int) -> None:
