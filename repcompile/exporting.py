@@ -212,6 +212,8 @@ def _require_answers(programs: Sequence[Conditions], calls: Calls) -> None:
     known = _sizes(programs, calls.all)
     if not known or not _sizes(programs, calls.given[:1]):
         raise Untraceable("it does not answer the call that was followed")
+    if not all(map(all, known[0])):
+        raise Untraceable("a size in the call that was followed is 0")
     if not _allowed(programs, known[0]):
         guard = next(guard for guard in programs[-1].guards if not condition(guard)(known[0]))
         raise Untraceable(f"it takes for granted that {in_words(guard)}")

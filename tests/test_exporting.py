@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from tests.test_hostile import (
     Inputs,
     Masked,
     Net,
+    NetOfTwo,
     assert_close,
     assert_same_call,
     assert_untouched,
@@ -201,6 +203,7 @@ def test_integers_that_vary_are_inputs() -> None:
     result = compiled(made(lambda: Net(forward, inner=Tokens())), *calls())
     assert [item.path for item in result.report.fused] == ["inner.conv"]
     assert [note.path for note in result.report.notes] == ["inner"]
+    assert re.search(r"note +places\b.*captured by torch\.export", str(result.report), re.DOTALL)
 
 
 def test_a_module_that_is_called_in_many_ways() -> None:
@@ -265,7 +268,13 @@ def switches_gradients(m: Any, x: Tensor) -> Tensor:
         return folded(m, x) if x.shape[0] != 77 else x
 
 
+def checks_its_data(m: Any, x: Tensor) -> Tensor:
+    torch._assert_async(x.abs().sum() > -1)
+    return folded(m, x) if x.shape[0] != 77 else x
+
+
 LEFT: dict[str, tuple[Function, str]] = {
+    "checks its data": (checks_its_data, "it checks, or reads, numbers in tensors"),
     "asks its data": (asks_its_data, "only the run will know"),
     "an integer": (computes_with_an_integer, "it takes for granted that input0.shape[0] == 2"),
     "remembers": (remembers, "its forward changes attributes"),
@@ -288,6 +297,37 @@ def test_it_is_left_in_words(name: str) -> None:
     assert str(left).endswith("; 1 batch norm inside")
     for call in calls():
         assert_same_call(model, result.module, call)
+
+
+def test_under_autocast_it_is_left() -> None:
+    model = network(branches_on_the_batch).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = compile_model(model, (calls()[0][0].float(),))
+    assert reasons(result).endswith("torch.export: autocast is enabled; 1 batch norm inside")
+
+
+def test_one_size_that_is_twice_another() -> None:
+    def joins(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        return folded(m, x) + y.repeat_interleave(2, -1) if x.shape[0] != 77 else x
+
+    model = made(lambda: NetOfTwo(joins, **parts()))
+    result = compiled(model, (image(2, 4, 6, 8), image(2, 4, 6, 4)), (image(3, 4, 5, 10), image(3, 4, 5, 5)))
+    assert "one size depends on another one" in reasons(result)
+
+
+def test_a_call_of_which_an_input_is_empty() -> None:
+    result = compiled(network(branches_on_the_batch), (image(0, 4, 6, 8),), (image(3, 4, 6, 8),))
+    assert "a size in the call that was followed is 0" in reasons(result)
+
+
+@pytest.mark.parametrize(("args", "kwargs"), [((1, 2, 3), {}), ((), {}), ((image(1, 4, 6, 6),), {"y": 1})])
+def test_a_wrong_call_fails_as_it_did(args: Inputs, kwargs: dict[str, Any]) -> None:
+    model = network(branches_on_the_batch)
+    fused = fuse(model, calls()[0])
+    assert isinstance(fused, Specialized)
+    for each in (model, fused):
+        with pytest.raises(TypeError, match="argument"):
+            each(*args, **kwargs)
 
 
 def test_memory_that_lies_otherwise_is_seen() -> None:
