@@ -237,6 +237,9 @@ SHIFT = Affine.diagonal(2, 2, None, 1.0)
         (lambda: conv(padding="full"), "padding 'full' is neither 'same' nor 'valid'"),
         (lambda: Affine.linear(torch.ones(2, 2, dtype=torch.int64)), "dtype torch.int64 cannot be folded"),
         (lambda: Affine.linear(torch.ones(2, 2, dtype=torch.complex64)), "complex64 cannot be folded"),
+        (lambda: conv().gathered([1, 0], 2), "a map of 2 to 2 channels with a window of 3x3 mixes channels"),
+        (lambda: Affine.select(2, [0, 2], 1), r"channels \(0, 2\) of 2"),
+        (lambda: Affine.select(2, [], 1), r"channels \(\) of 2"),
         (lambda: Uniform(2.0).placed(2), "the number of channels is not known here"),
         (lambda: Uniform(2.0, sizes=(None, None, 3, 3)).placed(2), "the number of channels is not known here"),
         (lambda: Uniform(2.0, sizes=(3, 3)).placed(2), "the number of channels is not known here"),
@@ -315,6 +318,7 @@ def test_a_concatenation_is_one_behind_the_other(data: st.DataObject) -> None:
     image = data.draw(images_for(both))
     a, b = apply(left, image), apply(right, image)
     assert_equal(apply(both, image), torch.cat([a, b, a], -1 - len(left.axes)))
+    assert_equal(apply(Affine.cat([left]), image), a)
 
 
 @law(least=0.5, data=st.data(), n=st.integers(1, 2))
@@ -334,6 +338,11 @@ def test_a_gathered_diagonal_map_has_the_numbers_of_other_channels(data: st.Data
     shift = apply(x, torch.zeros(1, 4, 1).double())
     shape = (-1, *[1] * n)
     assert_equal(apply(gathered, image), image * gain[0, index].reshape(shape) + shift[0, index].reshape(shape))
+
+
+def test_a_diagonal_map_gathered_in_its_own_order_is_the_same() -> None:
+    x, image = Affine.diagonal(3, 1, torch.tensor([1.0, 2.0, 3.0]), 0.5), torch.arange(6.0).double().reshape(2, 3, 1, 1)
+    assert_equal(apply(x.gathered([0, 1, 2], 2), image), apply(x, image[..., 0])[..., None])
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import _pytree as pytree
 
@@ -54,12 +55,18 @@ def on_meta() -> nn.Module:
         return nn.Sequential(conv(), norm()).eval()
 
 
+def of_fakes() -> nn.Module:
+    with FakeTensorMode():
+        return nn.Sequential(conv(), norm()).eval()
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a function": (lambda: F.relu, "takes a torch.nn.Module; got function"),
     "nothing": (lambda: None, "takes a torch.nn.Module; got NoneType"),
     "a class": (lambda: nn.Conv2d, "takes a torch.nn.Module; got type"),
     "training": (lambda: nn.Sequential(conv(), norm()).train(), r"training mode.*call model.eval\(\) first"),
     "meta": (on_meta, "meta device"),
+    "fakes": (of_fakes, "has fake tensors, which hold no weights to fold"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(), "lazy.*run it once"),
     "lazy buffers": (lambda: nn.Sequential(conv(), nn.LazyBatchNorm2d(affine=False)).eval(), "lazy.*run it once"),
     "a lock": (lambda: nn.Sequential(conv(), Locked()).eval(), "cannot be copied.*lock"),
@@ -211,6 +218,14 @@ class Fields(OrderedDict[str, Tensor]):
                 self[name] = getattr(self, name)
 
 
+@dataclass
+class Noting(Result):
+    """Its fields do not make it: it notes more than they say."""
+
+    def __post_init__(self) -> None:
+        self.first, self.note = self.first * 2, "made"
+
+
 OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "tuple": lambda m, x: (x, m.norm(m.conv(x))),
     "list": lambda m, x: [m.norm(m.conv(x)), [x]],
@@ -218,6 +233,7 @@ OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "ordered dict": lambda m, x: OrderedDict(a=m.norm(m.conv(x)), b=x),
     "named tuple": lambda m, x: Pair(m.norm(m.conv(x)), x),
     "dataclass": lambda m, x: Result(m.norm(m.conv(x)), x),
+    "dataclass that changes its fields": lambda m, x: Noting(m.norm(m.conv(x)), x),
     "dataclass that is a dict": lambda m, x: Fields(m.norm(m.conv(x)), x),
     "dict with attributes": lambda m, x: Attributes(first=m.norm(m.conv(x)), second=x),
     "numbers and words": lambda m, x: (m.norm(m.conv(x)), 3, None, "word", 1.5, True),

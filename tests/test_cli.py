@@ -64,6 +64,8 @@ def test_explain_passes_arguments_with_their_types(capsys: pytest.CaptureFixture
     assert GIVEN == [(8, 1), {"bias": False, "slope": 0.5}]
     assert main(["explain", f"{HERE}:block", "slope=none", "channels=2"]) == 0
     assert GIVEN == [(), {"slope": None, "channels": 2}]
+    assert main(["explain", f"{HERE}:block", "kernel=wide"]) == 1
+    assert GIVEN == [(), {"kernel": "wide"}]
 
 
 @pytest.mark.parametrize("choice", [["--skip", "norm"], ["--only", "act"], ["--only", "conv", "--skip", "**"]])

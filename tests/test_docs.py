@@ -69,6 +69,13 @@ def test_rules(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_an_entry_point_that_is_no_rules(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "antialiasing", "[repcompile.rules]\nantialiasing = math:pi\nblur = math:blur\n")
+    for name, reason in (("antialiasing", r"\(math:pi\) are a float, not rules"), ("blur", "cannot be loaded: .*blur")):
+        assert main(["explain", "torch.nn:ReLU", "--rules", name]) == 1
+        assert re.search(f"the rules '{name}' .*{reason}", re.sub(r"\s+", " ", capsys.readouterr().err))
+
+
 def test_the_tutorial(site: Path) -> None:
     run(DOCS / "tutorial.md", site)
 

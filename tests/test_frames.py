@@ -49,6 +49,11 @@ def test_unpacking_is_told_from_other_iteration() -> None:
     assert Asked.seen is None
 
 
+def test_nobody_knows_what_is_not_running() -> None:
+    assert callee(None) is None
+    assert unpacked(None) is None
+
+
 class Numbers(nn.Module):
     """Whose arguments are no tensors, although nothing says so."""
 

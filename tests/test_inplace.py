@@ -82,6 +82,20 @@ def _rrelu_positional(m: Any, x: Tensor) -> Tensor:
     return m.norm(a) + y
 
 
+def _leaky_by_name(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    a = m.conv2(y)
+    F.leaky_relu(y, inplace=True)
+    return m.norm(a) + y
+
+
+def _operator_of_aten(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    a = m.conv2(y)
+    torch.ops.aten.relu_(y)
+    return m.norm(a) + y
+
+
 def _view_of_the_old_value(m: Any, x: Tensor) -> Any:
     y = m.conv(x)
     view = y.flatten(1)
@@ -216,6 +230,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
         _copy,
     ),
     *(_masked, _relu_behind_dropout, _relu_behind_identity, _relu_behind_contiguous, _relu_behind_to),
+    *(_leaky_by_name, _operator_of_aten),
     *(_relu_behind_expand, _negated_twice, _times_one, _three_times, _sum_in_a_list, _read_of_the_source_moves),
 ]
 

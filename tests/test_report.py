@@ -6,6 +6,7 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,15 @@ def test_how_many_operators_each_region_was() -> None:
         "second": 2,
         "head": 2,
     }
+
+
+def test_a_line_of_fused() -> None:
+    item = explain(model()).fused[0]
+    assert item.check is not None
+    assert str(replace(item, check=None)) == f"{item.path}: {item.idiom}"
+    assert str(item).startswith(f"{item.path}: {item.idiom}; in float64 ")
+    assert "channel" in str(item)
+    assert f"{item.check.place}" in str(replace(item, n_axes=None))
 
 
 def test_branches_in_words() -> None:

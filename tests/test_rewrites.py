@@ -366,6 +366,19 @@ def test_a_tensor_of_a_replacement_does_not_change_the_dtype() -> None:
         fuse(model, rules=DEFAULT + [rule])
 
 
+def test_a_pattern_of_several_tensors_is_not_replaced() -> None:
+    rule = pairs(lambda x: torch.chunk(x, 2, 1), lambda x: torch.tensor_split(x, 2, 1))
+    model = formula(lambda x: torch.sin(torch.chunk(x, 2, 1)[1]))
+    assert times(model, rule) == 0
+    assert "rewrite 'Lying': it is no tensor" in [item.reason for item in explain(model, rules=DEFAULT + [rule]).left]
+
+
+def test_a_division_by_zero_is_no_product() -> None:
+    rule = pairs(lambda x: torch.exp(x) * 0.5, lambda x: torch.exp(x) / 2)
+    assert times(formula(lambda x: torch.exp(x) / 0), rule) == 0
+    assert times(formula(lambda x: torch.exp(x) / 4), rule) == 1
+
+
 def test_a_rule_may_say_no_without_a_reason() -> None:
     rule = pairs(lambda x: torch.sin(x), lambda x: torch.cos(x), lambda match: False)
     assert times(formula(lambda x: torch.sin(x)), rule) == 0

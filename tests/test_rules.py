@@ -155,6 +155,9 @@ def test_the_modules_that_we_emit() -> None:
     assert_rule(BorderConv(conv, border, (1, 0, 2, 1)), image(2))
     assert_rule(BorderConv(nn.Conv2d(4, 4, 3, padding=1), border), image(2))
     assert_rule(ChannelAffine(per_channel(4, 1, 1), per_channel(4, 1, 1)), image(2))
+    turned = BorderConv(nn.ConvTranspose2d(4, 4, 3, groups=4, bias=False), border)
+    with pytest.raises(Inexact, match="a transposed convolution with a border map"):
+        DEFAULT.tables["affine"][BorderConv](Affine.identity(4, 2), turned)
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
@@ -187,6 +190,12 @@ def test_batch_norm_1d_behind_a_linear_layer_with_as_many_tokens_as_channels() -
     assert_rule(module, torch.randn(5, 4).double())
     with pytest.raises(Inexact, match="cannot read the output"):
         map_of(module, torch.randn(5, 4, 4).double())
+
+
+def test_batch_norm_whose_rank_the_window_tells() -> None:
+    module = randomize(nn.BatchNorm1d(4)).double().eval()
+    x = DEFAULT.tables["affine"][nn.BatchNorm1d](Affine.identity(4, 1), module)
+    assert_close(apply(x, image(1)), module(image(1)))
 
 
 def test_batch_norm_whose_rank_nobody_knows() -> None:
@@ -358,6 +367,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "transposed, too": (lambda m, x: torch.einsum("bchw,oc->bhwo", x, m.matrix), "exchange the channels"),
     "a sum, too": (lambda m, x: torch.einsum("bchw,oc->bo", x, m.matrix), "exchange the channels"),
     "padding by a size": (lambda m, x: F.pad(x, (x.shape[2], 0)), "padding that depends on the input's size"),
+    "stacks of matrices": (
+        lambda m, x: x @ m.stack,
+        r"a product with a constant of shape \(2, 1, 8, 3\), not a matrix",
+    ),
     "a third part of two": (lambda m, x: x.split(2, 1)[-1] + x.chunk(9, 1)[-1], "cannot|summands|channels|differ"),
 }
 
@@ -366,6 +379,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 def test_what_is_refused_and_why(name: str) -> None:
     formula, reason = REFUSED[name]
     matrices = {"matrix": torch.randn(3, 4), "wide": torch.randn(3, 7), "matrices": torch.randn(3, 4, 1)}
+    matrices["stack"] = torch.randn(2, 1, 8, 3)
     module = Formula(
         formula, point=nn.Conv2d(4, 4, 1), fixed=torch.randn(2, 4, 7, 8), grouped=torch.ones(4, 1, 1, 1), **matrices
     )
@@ -553,6 +567,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "x.transpose, negative": lambda x: x.transpose(-1, -2),
     "x.transpose, dim0": lambda x: x.transpose(dim0=2, dim1=3),
     "torch.swapaxes": lambda x: torch.swapaxes(x, 2, 3),
+    "nn.Unflatten": lambda x: nn.Unflatten(2, (1, -1))(x),
 }
 
 

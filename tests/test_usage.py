@@ -273,7 +273,7 @@ class NestsAGetter(Parts):
 
 class Negates(Parts):
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        return [self.single(x) for x in xs] if not self.limit else xs
+        return xs if not self.limit else [self.single(x) for x in xs]
 
 
 class Filters(Parts):

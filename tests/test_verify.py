@@ -16,7 +16,7 @@ from repcompile import Macs, VerificationError, fuse, verify
 from repcompile.affine import Affine
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
-from repcompile.compare import Check, compare
+from repcompile.compare import Check, compare, largest_of
 from repcompile.emit import emit
 from repcompile.facts import Facts, affine_facts
 from repcompile.fold import fold
@@ -28,7 +28,7 @@ from repcompile.rules import DEFAULT, RuleSet
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from repcompile.values import Values
-from repcompile.verify import compare_outputs
+from repcompile.verify import compare_outputs, same_results
 
 INF, NAN = float("inf"), float("nan")
 
@@ -103,6 +103,21 @@ def test_results_of_any_structure() -> None:
     assert compare_outputs(a, worse).place == (2,)
     with pytest.raises(VerificationError, match=r"(?s)the model returns .* the other one"):
         compare_outputs(a, [torch.ones(2), torch.zeros(3)])
+
+
+def test_results_without_entries_are_equal() -> None:
+    assert compare_outputs(torch.zeros(0, 3), torch.zeros(0, 3)).passed
+    assert largest_of(torch.zeros(0, 3)) == 0.0
+
+
+def test_results_are_the_same_for_whoever_called() -> None:
+    model, x = nn.Linear(2, 2), torch.ones(2)
+    assert same_results({"y": x}, {"y": x * (1 + 1e-6)}, model)
+    assert not same_results({"y": x}, {"y": x + 1}, model)
+    assert not same_results({"y": x}, {"z": x}, model)
+    assert not same_results((x, 1), [x, 1], model)
+    assert not same_results((x, 1), (x, 2), model)
+    assert not same_results(x, x.double(), model)
 
 
 def test_an_infinite_output_excuses_nothing() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.blocks.cases import Case, bordered, conv_norm, holds, listed, table, weights
-from tests.test_hostile import Net, conv, gain, norm
+from tests.test_hostile import Net, check, conv, gain, images, made, norm
 
 # -- DBB ---------------------------------------------------------------------------------------------------------------
 
@@ -225,3 +226,40 @@ CASES = {
 @table(CASES)
 def test_unlike_parts_are_one_convolution(case: Case) -> None:
     holds(case)
+
+
+# -- what is no border of one value for each channel -------------------------------------------------------------------
+
+
+def overwritten(pads: tuple[int, ...], *places: Any) -> nn.Module:
+    """The norm's output with zeros around it, some of them overwritten, in front of a convolution."""
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        y = F.pad(m.norm(x), pads)
+        for place in places:
+            y[place] = m.value
+        return m.conv(y)
+
+    channels = 4 + sum(pads[4:])
+    return Net(function, norm=norm(), value=torch.rand(1, 1, 1, 1), conv=conv(channels, 4, padding=0))
+
+
+ALL, FIRST, LAST = slice(None), slice(0, 1), slice(-1, None)
+ROWS, COLUMNS = ((ALL, ALL, FIRST, ALL), (ALL, ALL, LAST, ALL)), ((ALL, ALL, ALL, FIRST), (ALL, ALL, ALL, LAST))
+OVERWRITTEN: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
+    "one number for all channels": ((1, 1, 1, 1), (*ROWS, *COLUMNS)),
+    "columns alone": ((1, 1, 0, 0), COLUMNS),
+    "rows where columns were added": ((1, 1), ((ALL, ALL, FIRST), (ALL, ALL, LAST))),
+    "a row in place of a column": ((1, 1, 1, 1), (*ROWS, COLUMNS[0], (ALL, ALL, LAST))),
+    "channels": ((0, 0, 0, 0, 1, 1), ((ALL, FIRST, ALL, ALL), (ALL, LAST, ALL, ALL))),
+    "a row by its number": ((1, 1, 1, 1), ((ALL, ALL, 0), ROWS[1], *COLUMNS)),
+    "a row by its step": ((1, 1, 1, 1), ((ALL, ALL, slice(0, 1, 2), ALL), ROWS[1], *COLUMNS)),
+    "a row inside": ((1, 1, 1, 1), ((ALL, ALL, slice(1, 2), ALL), ROWS[1], *COLUMNS)),
+    "corners": ((1, 1, 1, 1), ((ALL, ALL, FIRST, FIRST), ROWS[1], *COLUMNS)),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_what_is_overwritten_stays_where_it_is(name: str) -> None:
+    pads, places = OVERWRITTEN[name]
+    check(made(lambda: overwritten(pads, *places)), *images())
