@@ -30,19 +30,27 @@ def reads(frame: FrameType | None, name: str) -> bool:
 
 
 def callee(frame: FrameType | None) -> str | None:
-    """The last name of what the running instruction of `frame` calls: "" if it calls nothing, None if nobody knows."""
+    """The last name of what the running instruction of `frame` calls: "" if it calls nothing, None if nobody knows.
+
+    It is "isinstance" for every name of that function.
+    """
     if frame is None:
         return None
     instructions, places = _instructions(frame.f_code)
     place = places.get(frame.f_lasti)
     if place is None or not instructions[place].opname.startswith(("CALL", "PRECALL")):
         return "" if place is not None else None
-    return _callable_of(instructions, place)
+    name = _callable_of(instructions, place)
+    spaces = (frame.f_locals, frame.f_globals, frame.f_builtins)
+    meaning = next((space[name] for space in spaces if name in space), None)
+    return "isinstance" if meaning is isinstance else name
 
 
 def _callable_of(instructions: Sequence[dis.Instruction], place: int) -> str | None:
     """Walk back over the arguments of a call, to what put the callable on the stack."""
     pushed, arguments = 0, instructions[place].arg or 0
+    if instructions[place].opname == "CALL_FUNCTION_EX":  # `f(*args)` or `f(*args, **kwargs)`
+        arguments = 1 + (arguments & 1)
     for instruction in reversed(instructions[:place]):
         if instruction.opname in NEUTRAL:
             continue

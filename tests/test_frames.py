@@ -33,13 +33,29 @@ class Asked:
 
 def test_the_callee_is_found_behind_its_arguments() -> None:
     x = Asked()
-    assert isinstance(x, int if len("a") + 1 else float) or True
+    _ = isinstance(x, int if len("a") + 1 else float)
     assert Asked.seen in (None, "isinstance")  # a branch among the arguments hides it
     for _ in range(30):  # also once the interpreter has specialized the line
         assert isinstance(x, (int, str))
         assert Asked.seen == "isinstance"
     assert x.__class__ is int
     assert Asked.seen == ""
+
+
+def test_the_callee_is_found_by_any_name_and_with_any_arguments() -> None:
+    x, pair = Asked(), (int, str)
+    asks: Any = isinstance
+    both: Any = (x, pair)
+    for _ in range(30):
+        Asked.seen = None
+        _ = asks(x, pair)
+        assert Asked.seen == "isinstance"
+        Asked.seen = None
+        _ = isinstance(*both)
+        assert Asked.seen == "isinstance"
+        Asked.seen = None
+        _ = asks(*[x], *[pair], **{})
+        assert Asked.seen == "isinstance"
 
 
 def test_unpacking_is_told_from_other_iteration() -> None:

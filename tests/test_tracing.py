@@ -6,6 +6,7 @@ import contextlib
 import functools
 import types
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, ClassVar
 
 import pytest
@@ -675,6 +676,37 @@ def test_autocast_inside_the_model_stays() -> None:
     model = made(lambda: nn.Sequential(Net(cast, conv=conv()), conv())).float()
     x = image(1, 4, 6, 6).float()
     assert_same_call(model, fuse(model), (x,), tolerance=1e-6)
+
+
+def _roundabout(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x)) if isinstance(x if len(m._modules) else m, Tensor) else x
+
+
+def _by_another_name(m: Any, x: Tensor) -> Tensor:
+    asks: Any = isinstance
+    return m.norm(m.conv(x)) if asks(x, Tensor) else x
+
+
+def _from_a_pair(m: Any, x: Tensor) -> Tensor:
+    pair = (x, Tensor)
+    return m.norm(m.conv(x)) if isinstance(*pair) else x
+
+
+@pytest.mark.parametrize("function", [_roundabout, _by_another_name, _from_a_pair])
+def test_a_tensor_is_one_however_the_forward_asks(function: Callable[..., Tensor]) -> None:
+    model = made(lambda: nn.Sequential(Net(function, **parts()), nn.ReLU()))
+    check(model, *images())
+    reasons = [item.reason for item in explain(model).left]
+    assert not reasons or "asks in a roundabout way whether a value is a tensor" in reasons[0]
+
+
+class Speed(IntEnum):
+    SLOW, FAST = 1, 2
+
+
+def test_an_attribute_may_be_of_an_enumeration() -> None:
+    model = made(lambda: Net(lambda m, x: m.norm(m.conv(x)) * m.speed, speed=Speed.FAST, **parts()))
+    assert len(run_by(check(model, *images()))) == 1
 
 
 def test_the_class_of_what_stays_python_is_not_known() -> None:
