@@ -83,11 +83,9 @@ class Keeping:
 
     def _name(self, path: str, kept: KeptStatement) -> str:
         """A name for the statement in the module at `path`: the same for what is the same, as it remembers nothing."""
-        for number in count():
-            name = f"{path}.{NAME}{number}".lstrip(".")
-            if name not in self._taken and self.statements.setdefault(name, kept).same(kept):
-                return name
-        raise AssertionError  # there is no end of names
+        names = (f"{path}.{NAME}{number}".lstrip(".") for number in count())
+        free = (name for name in names if name not in self._taken)
+        return next(name for name in free if self.statements.setdefault(name, kept).same(kept))
 
     def _fixed(self, values: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
         """What stands for what a statement reads and no input decides."""
