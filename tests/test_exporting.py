@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -203,7 +202,6 @@ def test_integers_that_vary_are_inputs() -> None:
     result = compiled(made(lambda: Net(forward, inner=Tokens())), *calls())
     assert [item.path for item in result.report.fused] == ["inner.conv"]
     assert [note.path for note in result.report.notes] == ["inner"]
-    assert re.search(r"note +places\b.*captured by torch\.export", str(result.report), re.DOTALL)
 
 
 def test_a_module_that_is_called_in_many_ways() -> None:
@@ -269,7 +267,7 @@ def switches_gradients(m: Any, x: Tensor) -> Tensor:
 
 
 def checks_its_data(m: Any, x: Tensor) -> Tensor:
-    torch._assert_async(x.abs().sum() > -1)
+    torch.ops.aten._assert_async.msg(x.abs().sum() > -1, "nothing")
     return folded(m, x) if x.shape[0] != 77 else x
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repcompile import explain, fuse
+from repcompile import DEFAULT, Affine, affine_rule, explain, fuse, layout_rule
 from tests.test_hostile import (
     Inputs,
     Net,
@@ -52,6 +52,7 @@ LAYOUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "reshape as weights": lambda m, x: m.norm(m.conv(x)).mean((0, 2, 3)).reshape_as(m.gamma) * m.gamma,
     "roll of everything": lambda m, x: m.conv(m.norm(x).roll(1)),
     "squeeze of everything": lambda m, x: m.norm(m.conv(x)).unsqueeze(1).squeeze() * m.gamma,
+    "unsqueezed and squeezed": lambda m, x: m.conv(m.norm(x).unsqueeze(2).squeeze(2)),
     "unflatten": lambda m, x: m.norm(m.conv(x)).unflatten(1, (2, 2)) * 2.0,
     "unsqueeze": lambda m, x: m.norm(m.conv(x)).unsqueeze(1) * m.gamma,
     "squeeze": lambda m, x: m.norm(m.conv(x))[:, :, :1].squeeze(2) * m.gamma[0],
@@ -247,6 +248,25 @@ def test_the_order_of_a_sum_does_not_matter() -> None:
     ]
     models = [made(lambda f=f: Net(f, a=conv(), b=conv(size=1))) for f in orders]
     assert {len(run_by(check(model, *images()))) for model in models} == {3}
+
+
+def test_arguments_that_a_rule_does_not_know() -> None:
+    @affine_rule(torch.cumsum)
+    def running(x: Any) -> Any:
+        return Affine.conv(torch.ones(4, 4, 1, 1).tril()) @ x
+
+    @layout_rule(torch.rot90)
+    def turned(shape: Any) -> Any:
+        raise AssertionError("it is called with two arguments more")
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        return m.norm(torch.cumsum(m.conv(x), 1)) + torch.rot90(m.conv(x), 2, (2, 3)) * 2.0
+
+    model, rules = made(lambda: Net(function, **parts())), DEFAULT + [running, turned]
+    reasons = [item.reason for item in explain(model, rules=rules).left]
+    assert any("it is called with arguments that its rule does not know" in reason for reason in reasons)
+    for call in images():
+        assert_same_call(model, fuse(model, rules=rules), call)
 
 
 def test_a_refusal_names_its_reason() -> None:

@@ -92,7 +92,7 @@ def _leaky_by_name(m: Any, x: Tensor) -> Tensor:
 def _operator_of_aten(m: Any, x: Tensor) -> Tensor:
     y = m.conv(x)
     a = m.conv2(y)
-    torch.ops.aten.relu_(y)
+    torch.ops.aten.relu_.default(y)
     return m.norm(a) + y
 
 

@@ -222,6 +222,11 @@ def test_a_line_of_left() -> None:
     assert str(Left("a.b", "too dear:", 12.4)) == "a.b: too dear: x 12"
 
 
+def test_notes_are_counted() -> None:
+    report = replace(explain(model()), notes=(Left("a.b", "as it happens"), Left("c", "as it happens")))
+    assert re.search(r"note +places .*\n.*\n? *as it happens +2 ", str(report))
+
+
 def test_a_wrong_rule_is_in_the_report() -> None:
     (left,) = [item for item in REPORTS["wrong_rule"]().left if item.reason.startswith("rolled back: ")]
     assert left.path == "head.1"

@@ -526,7 +526,11 @@ def strange_module(x: Any, c: Any, layer: Any = any_module(nn.Linear)) -> Any:
     return layer(x) * c
 
 
-def built_as_a_number(x: Any, c: Any, layer: Any = build(lambda match: 3)) -> Any:
+def three(match: Any) -> Any:
+    return 3
+
+
+def built_as_a_number(x: Any, c: Any, layer: Any = build(three)) -> Any:
     return layer(x) * c
 
 

@@ -22,6 +22,7 @@ from repcompile.facts import Fact, affine_facts
 from repcompile.fold import apply
 from repcompile.modules import BorderConv, ChannelAffine, put
 from repcompile.rules import CONV, DEFAULT, NORM, RuleSet, affine_rule
+from repcompile.shapes import Size
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from tests.strategies import assert_close
@@ -375,6 +376,22 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 }
 
 
+IDENTITY = Affine.identity(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "reason"),
+    [
+        (operator.matmul, (IDENTITY, IDENTITY), "a product of two values that depend on the input is not affine"),
+        (operator.add, (1.0, 2.0), "none of the operands depends on an input"),
+        (torch.split, (IDENTITY, 2, 1, tuple(map(Size, (2, 4, 7, 8))), 7), "part 7 of 2"),
+    ],
+)
+def test_what_a_rule_says_no_to(target: Any, args: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(Inexact, match=reason):
+        DEFAULT.tables["affine"][target](*args)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_and_why(name: str) -> None:
     formula, reason = REFUSED[name]
@@ -578,8 +595,9 @@ def test_channels_cross_a_change_of_layout(formula: Callable[[Any], Any]) -> Non
 
 
 def test_channels_cross_a_flatten_module() -> None:
-    (step,) = fact_of(nn.Flatten(2), image(2)).path
-    assert step.layout.carry[:2] == (0, 1)
+    for module in (nn.Flatten(2), nn.Unflatten(2, (1, 7))):
+        (step,) = fact_of(module, image(2)).path
+        assert step.layout.carry[:2] == (0, 1)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -81,6 +81,15 @@ def norms(module: nn.Module) -> int:
     return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+def test_the_sum_of_a_module_that_is_kept_around_its_parts() -> None:
+    torch.manual_seed(0)
+    model = randomize(Branches()).eval().double()
+    image = torch.randn(2, 8, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fused = checked(model, image, only="large")
+    assert_kept(fused, model, "small")
+    assert norms(fused) == 1
+
+
 @pytest.mark.parametrize("skip", ["stages.1", ["stages.1"], "stages.1*", lambda path, _: path == "stages.1"])
 def test_a_stage_stays(skip: Any) -> None:
     model = net()

@@ -182,6 +182,46 @@ class ReadsByMethods(Unit):
         return F.relu(self.norm(self.conv(x))) + shift
 
 
+class CountsByRecursion(Unit):
+    def halvings(self, size: int) -> int:
+        return 0 if size < 2 else 1 + self.halvings(size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.halvings(int(x.shape[-1]))
+        return F.relu(self.norm(self.conv(x))) + shift
+
+
+class Annotates(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 7:
+            pad: int
+            pad = 2
+        else:
+            pad = 1
+        return F.relu(self.norm(self.conv(x))) + pad
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        size = scale * int(x.shape[-1]) / 2
+        return F.relu(self.norm(self.conv(x))) + size
+
+
+class TwiceTheSame(nn.Module):
+    """One statement with a number and with another one that is equal, but of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.part(x, 2), 2.0)
+
+
 class Remembers(Unit):
     """A cache beside a statement: the second run is the same program."""
 
@@ -241,6 +281,9 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # operators, stat
     "a check in between": (ChecksInBetween, 3, 1),
     "inside decorators": (Decorated, 5, 1),
     "methods that read": (ReadsByMethods, 4, 1),
+    "a method that calls itself": (CountsByRecursion, 4, 1),
+    "a name that is annotated first": (Annotates, 4, 1),
+    "numbers of two kinds": (TwiceTheSame, 8, 2),
 }
 
 
@@ -387,7 +430,20 @@ class ChangesWhatItHolds(Unit):
         return self.norm(self.conv(x)) + shift
 
 
+class AsksForItsMode(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        shift = int(x.shape[0]) * int(self.training)
+        return self.norm(self.conv(x)) + shift
+
+
+class HidesItself(Unit):
+    def forward(self, x: Tensor) -> Tensor:
+        shift = sum(self for self in range(self.channels)) + int(x.shape[0])
+        return self.norm(self.conv(x)) + shift
+
+
 WHOLE = (
+    *(AsksForItsMode, HidesItself),
     *(ReadsWhatIsNotThere, ReadsAWeightByAMethod, ChangesWhatItHolds),
     *(ReadsAWeight, CallsInside, Catches, UnderAContext, ChangesAList, AssignsAnAttribute, LeavesEarly),
     *(ReadsAChangingAttribute, AsksForAModule, PassesAModuleOn),
