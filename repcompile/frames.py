@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from types import CodeType, FrameType
 
-NEUTRAL = ("CACHE", "PRECALL", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
+NEUTRAL = ("CACHE", "PRECALL", "PUSH_NULL", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
 
 
 def unpacked(frame: FrameType | None) -> int | None:
