@@ -151,7 +151,7 @@ class _Checking:
             raise Failure(f"dearer {how}: {after.price / before.price - 1:.2%}")
 
     def _clones(self, module: nn.Module) -> int:
-        """How often a forward copies: what only passes on, and is gone, may have made a slice contiguous for a Linear."""
+        """How often a forward copies: what only passed on, and is gone, may have made a slice contiguous."""
         with _Clones() as clones, torch.no_grad():
             module(*self._inputs)
         return clones.count

@@ -10,13 +10,18 @@ HEAVY = 900  # seconds of computing for those that take longer than others: long
 SLOW = frozenset(
     (
         "timm-cait_s24_384",
+        "timm-swinv2_cr_small_384",
+        "torchvision-convnext_large",
+        "torchvision-deeplabv3_resnet101",
         "torchvision-keypointrcnn_resnet50_fpn",
         "torchvision-mvit_v1_b",
         "torchvision-mvit_v2_s",
         "torchvision-regnet_y_128gf",
         "torchvision-ssd300_vgg16",
+        "torchvision-swin3d_b",
         "torchvision-vit_h_14",
         "torchvision-vit_l_16",
+        "torchvision-vit_l_32",
         "transformers-swinv2",
     )
 )
