@@ -117,8 +117,8 @@ class Attempts:
     def _run(
         self, nodes: Sequence[fx.Node], values: Mapping[fx.Node, Tensor], dtype: torch.dtype
     ) -> dict[fx.Node, Any]:
-        plain = [tensor for name, tensor in self.captured.constants.items() if name.startswith(KEPT)]
-        kept = set(map(id, plain)) if dtype is torch.float32 else ()  # which a model in float32 has as they are
+        constants = self.captured.constants if dtype is torch.float32 else {}  # a model in float32 has them as they are
+        kept = {id(tensor) for name, tensor in constants.items() if name.startswith(KEPT)}
 
         def read(tensor: Tensor) -> Tensor:
             kind = dtype if tensor.is_floating_point() and id(tensor) not in kept else tensor.dtype

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repcompile.affine import Affine
-from repcompile.compare import has_finite_sum, largest_of
+from repcompile.compare import largest_of
 from repcompile.errors import Inexact
 from repcompile.modules import BorderConv, ChannelAffine, Mapped, ValuePad
 from repcompile.values import Values
@@ -138,10 +139,11 @@ def cast(module: nn.Module, like: tuple[Tensor, ...]) -> nn.Module:
     ((dtype, device),) = kinds
     for name, parameter in list(module.named_parameters()):
         rounded = parameter.detach().to(device=device, dtype=dtype, copy=True)
-        if not has_finite_sum(rounded) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
+        largest, normal = largest_of(rounded), torch.finfo(dtype).tiny
+        if not isfinite(largest) and not torch.equal(rounded.isfinite().cpu(), parameter.isfinite().cpu()):
             raise Inexact(f"folded values do not fit {dtype}")
         owner, _, field = name.rpartition(".")
-        if field == "weight" and 0.0 < largest_of(parameter.detach()) < torch.finfo(dtype).tiny:
+        if field == "weight" and largest <= normal and 0.0 < largest_of(parameter.detach()) < normal:
             raise Inexact(f"folded values are all below the normal numbers of {dtype}")
         learns = any(tensor.requires_grad for tensor in like)
         setattr(module.get_submodule(owner), field, nn.Parameter(rounded, requires_grad=learns))

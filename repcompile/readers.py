@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from repcompile.constants import Constants
 from repcompile.errors import Inexact
 from repcompile.modules import put
 from repcompile.shapes import Shape, Size, named
+from repcompile.spelling import ADDITIONS, DIVISIONS, MULTIPLICATIONS, SUBTRACTIONS
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
@@ -43,11 +43,7 @@ KEEP_CHANNELS_FUNCTIONS = (
     torch.sigmoid,
     torch.tanh,
 )
-ARITHMETIC = (
-    *(operator.add, operator.sub, operator.mul, operator.truediv),
-    *(torch.add, torch.sub, torch.mul, torch.div),
-    *("add", "sub", "mul", "div"),
-)
+ARITHMETIC = (*ADDITIONS, *SUBTRACTIONS, *MULTIPLICATIONS, *DIVISIONS)
 
 
 def read_as(node: fx.Node, captured: Captured, constants: Constants) -> Shape | None:

@@ -24,13 +24,11 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.inquiries import question_of
 from repcompile.paths import Fact, aligned
+from repcompile.spelling import ADDITIONS, MULTIPLICATIONS, SUBTRACTIONS
 
 MOST_TERMS = 64
 TWIN = "twin"  # in a node's `meta`: the node that it does the same as, so that those that stay can be one again
-ADDITIONS = (operator.add, torch.add, "add")
-SUBTRACTIONS = (operator.sub, torch.sub, "sub")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
-MULTIPLICATIONS = (operator.mul, torch.mul, "mul")
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
 BATCH_NORM = (None, None, None, None, None, False, 0.1, 1e-5)  # what the arguments of `F.batch_norm` are if left out
 
@@ -245,16 +243,17 @@ class _Editor:
         assert near is not None
         assert numbers is not None
         width = near.c_out if self._is_sum(operand) else None
-        alone = [term for term in terms if not self._absorbs(term.value, len(near.axes), width)]
+        takers = [self._absorbs(term.value, len(near.axes), width) for term in terms]
+        alone = takers.count(False)
         shared = any(fact.source is not operand for fact in self._facts.maps.get(node, ()))
         ahead = len(node.users) == 1 and any(
             f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ())
         )
-        if shared or len(alone) > 1 or len(alone) == len(terms) or (alone and ahead):
+        if shared or alone > 1 or not any(takers) or (alone and ahead):
             return
         with node.graph.inserting_before(node):
             if self._is_sum(operand):
-                self._replace(node, self._over_sum(node, terms, near, numbers))
+                self._replace(node, self._over_sum(node, terms, takers.index(True), near, numbers))
             elif isinstance(numbers, _Numbers):
                 self._over_cat(node, operand, near, numbers)
 
@@ -269,8 +268,10 @@ class _Editor:
         weighs = any((n_axes in (None, len(x.axes)) or path) and not x.is_diagonal for path, x in known)
         return len(value.users) == 1 and fits and weighs
 
-    def _over_sum(self, node: fx.Node, terms: Sequence[Term], near: Affine, numbers: _Numbers | fx.Node) -> fx.Node:
-        first = next(i for i, term in enumerate(terms) if self._absorbs(term.value, len(near.axes), near.c_out))
+    def _over_sum(
+        self, node: fx.Node, terms: Sequence[Term], first: int, near: Affine, numbers: _Numbers | fx.Node
+    ) -> fx.Node:
+        """first: which of the terms takes the shift in."""
         gain, shift = self._constants(node, numbers, len(near.axes))
         gains = [gain if t.factor == 1.0 else self._new(operator.mul, (gain, t.factor), node) for t in terms]
         scaled = [

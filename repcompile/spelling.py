@@ -6,6 +6,7 @@ Given: a traced graph, which this stage takes over.  Result: the same operators 
 from __future__ import annotations
 
 import inspect
+import operator
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch import fx
 from torch._ops import OpOverload
 
 from repcompile.aten import from_aten
+
+ADDITIONS = (operator.add, torch.add, "add")
+SUBTRACTIONS = (operator.sub, torch.sub, "sub")
+MULTIPLICATIONS = (operator.mul, torch.mul, "mul")
+DIVISIONS = (operator.truediv, torch.div, "div")
 
 
 def respell(graph: fx.Graph) -> None:

@@ -47,33 +47,43 @@ process_isolation = "forkserver"
 track_dependencies = false
 use_git_change_detection = false
 """
-KILLED, SURVIVED, UNREACHED = "killed", "survived", "not reached"
-MEANINGS = {0: SURVIVED, 5: UNREACHED, 33: UNREACHED}  # exit codes; any other one: a test failed, or ran out of time
+SEEN = ("killed", "timeout")  # mutmut's words where a test noticed
+UNTRIED = "not checked"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """Of the mutants of a file that were tried: name -> what became of it."""
+    """Of the mutants of a file that were tried: name -> mutmut's word for what became of it."""
 
     file: str
     of: Mapping[str, str]
 
     def __str__(self) -> str:
-        killed = sum(verdict == KILLED for verdict in self.of.values())
+        killed = sum(verdict in SEEN for verdict in self.of.values())
         return f"{self.file}: {killed} of {len(self.of)} killed ({killed / max(len(self.of), 1):.1%})"
 
 
 def tried(name: str, ends: str, workers: int) -> Verdicts:
     """Try the mutants of one file whose numbers end in one of the digits."""
-    folder = BUILD / name.replace("/", "-")
-    _prepare(folder, name)
+    _prepare(_folder(name), name)
+    chosen = [f"*__mutmut_*{digit}" for digit in ends] if set(ends) != set("0123456789") else []
+    _mutmut(name, "run", "--max-children", str(workers), *chosen)
+    lines = _mutmut(name, "results", "--all", "true", read=True).splitlines()
+    verdicts = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+    return Verdicts(name, {mutant: verdict for mutant, verdict in verdicts.items() if verdict != UNTRIED})
+
+
+def _mutmut(name: str, *arguments: str, read: bool = False) -> str:
+    """Run mutmut on the copy for a file; what it prints, if that is to be read."""
     program = Path(sys.executable).absolute().with_name("mutmut")
     settings = {**os.environ, "CI": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    chosen = [f"*__mutmut_*{digit}" for digit in ends] if set(ends) != set("0123456789") else []
-    subprocess.run([program, "run", "--max-children", str(workers), *chosen], cwd=folder, env=settings, check=False)
-    found = json.loads((folder / "mutants" / "repcompile" / f"{name}.py.meta").read_text())
-    codes: dict[str, int | None] = found["exit_code_by_key"]
-    return Verdicts(name, {key: MEANINGS.get(code, KILLED) for key, code in codes.items() if code is not None})
+    output = subprocess.PIPE if read else None
+    done = subprocess.run([program, *arguments], cwd=_folder(name), env=settings, stdout=output, text=True, check=read)
+    return done.stdout or ""
+
+
+def _folder(name: str) -> Path:
+    return BUILD / name.replace("/", "-")
 
 
 def _prepare(folder: Path, name: str) -> None:
@@ -105,13 +115,11 @@ class _Undecorated(ast.NodeTransformer):
 
 def shown(verdicts: Verdicts) -> str:
     """The difference that each mutant makes which no test saw."""
-    folder = BUILD / verdicts.file.replace("/", "-")
-    program = Path(sys.executable).absolute().with_name("mutmut")
     texts = list[str]()
     for name, verdict in verdicts.of.items():
-        if verdict != KILLED:
-            done = subprocess.run([program, "show", name], cwd=folder, capture_output=True, text=True, check=False)
-            changed = [line for line in done.stdout.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        if verdict not in SEEN:
+            lines = _mutmut(verdicts.file, "show", name, read=True).splitlines()
+            changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
             texts.append("\n".join([f"{verdict}: {name}", *changed]))
     return "\n\n".join(texts)
 
@@ -126,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         verdicts = tried(name, asked.ends, asked.workers)
         text = f"{verdicts}\n\n{shown(verdicts)}\n"
         print(text, flush=True)
-        (BUILD / f"{name.replace('/', '-')}.txt").write_text(text)
+        _folder(name).with_suffix(".txt").write_text(text)
 
 
 if __name__ == "__main__":
