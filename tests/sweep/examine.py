@@ -4,14 +4,14 @@ import copy
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from repcompile import Compilation, RepcompileError, Report, VerificationError, compile_model
+from repcompile import RepcompileError, Report, VerificationError, compile_model
 from repcompile.verify import compare_outputs
 from tests.sweep.calibrate import calibrated, disturbed
 from tests.sweep.fingerprint import differences, fingerprint
@@ -27,58 +27,55 @@ REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, Not
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The model in float32, which is never run, a copy in `dtype`, and the inputs that this one takes.
+    """The model in float32, which nothing but copies of it run, the inputs that it takes in `dtype`, and its results.
 
-    dtype: float64, or float32 where the model runs in nothing else.
+    dtype: float64, or float32 where the model runs in nothing else.  expected: of each of the inputs, in `dtype`.
     """
 
     model: nn.Module
-    exact: nn.Module
     dtype: torch.dtype
     inputs: tuple[Inputs, ...]
+    expected: tuple[Any, ...]
 
 
 def examine(name: str, build: Callable[[], Subject]) -> Result:
-    """Build the model, fuse it in float32 without inputs and in float64 with them, compare, and count."""
+    """Build the model, fuse it in float32 without inputs and in `dtype` with them, compare, and count.
+
+    The largest networks fill the memory: no more than the model and one fused module are there at any time.
+    """
     torch.manual_seed(0)
-    subject = build()
-    subject.model.eval()
-    inputs, complaint = _accepted(subject, torch.float64)
-    if inputs:
-        return _examined(name, _prepared(subject.model, torch.float64, inputs))
-    inputs, complaint = _accepted(subject, torch.float32)
-    if inputs:
-        return _examined(name, _prepared(subject.model, torch.float32, inputs))
-    return Result(name, skipped=f"the model itself does not run: {complaint}")
-
-
-def _examined(name: str, prepared: Prepared) -> Result:
-    model, inputs = prepared.model, prepared.inputs
-    before = fingerprint(model)
-    plain, seconds = _timed(lambda: compile_model(model))
-    touched = differences(before, fingerprint(model))
-    informed, complaint = _informed(prepared)
-    rounded, exact, explained = _errors(prepared, plain, informed)
+    prepared, complaint = _prepared(build())
+    if prepared is None:
+        return Result(name, skipped=f"the model itself does not run: {complaint}")
     result = Result(
         name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        sizes=tuple(map(sizes_of, inputs)),
+        parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
+        sizes=tuple(map(sizes_of, prepared.inputs)),
         float64=prepared.dtype == torch.float64,
-        rounded=rounded,
-        exact=exact,
-        explained=explained,
-        before=counts_of(model, inputs[0]),
-        plain=counts_of(plain.module, inputs[0]),
-        informed=None if informed is None else counts_of(informed.module.float(), inputs[0]),
-        seconds=seconds,
-        left=_reasons(plain.report),
-        silent=norms_without_reason(plain.module, plain.report),
-        touched=tuple(touched),
+        before=counts_of(copy.deepcopy(prepared.model), prepared.inputs[0]),
     )
+    result = _blind(result, prepared)
+    prepared.model.to(prepared.dtype)
+    result, complaint = _informed(result, prepared)
+    if not usual(result.rounded, result.exact):
+        result = replace(result, explained=_error(disturbed(prepared.model), prepared))
     return problems_of(result, complaint)
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------
+
+
+def _prepared(subject: Subject) -> tuple[Prepared | None, str]:
+    """(the model and inputs that it takes, in float64 if it does; what it said to others)"""
+    model, complaint = subject.model.eval(), ""
+    for dtype in (torch.float64, torch.float32):
+        inputs, complaint = _accepted(subject, dtype)
+        if inputs:
+            model = calibrated(model, copy.deepcopy(model), inputs[0])
+            exact = copy.deepcopy(model).to(dtype)
+            expected = tuple(run(exact, in_dtype(dtype, each)) for each in inputs)
+            return Prepared(model, dtype, inputs, expected), complaint
+    return None, complaint
 
 
 def _accepted(subject: Subject, dtype: torch.dtype) -> tuple[tuple[Inputs, ...], str]:
@@ -107,57 +104,56 @@ def _refused(model: nn.Module, inputs: Inputs, dtype: torch.dtype, device: str =
     return ""
 
 
-def _prepared(model: nn.Module, dtype: torch.dtype, inputs: tuple[Inputs, ...]) -> Prepared:
-    model = calibrated(model, copy.deepcopy(model), inputs[0])
-    return Prepared(model, copy.deepcopy(model).to(dtype), dtype, inputs)
-
-
 # -- compiling and comparing -------------------------------------------------------------------------------------------
 
 
-def _timed(function: Callable[[], Compilation]) -> tuple[Compilation, float]:
+def _blind(result: Result, prepared: Prepared) -> Result:
+    """The result with the figures of `fuse(model)`."""
+    before = fingerprint(prepared.model)
     start = time.perf_counter()
-    return function(), time.perf_counter() - start
+    compilation = compile_model(prepared.model)
+    seconds = time.perf_counter() - start
+    module, report = compilation.module, compilation.report
+    return replace(
+        result,
+        seconds=seconds,
+        touched=tuple(differences(before, fingerprint(prepared.model))),
+        left=_reasons(report),
+        silent=norms_without_reason(module, report),
+        plain=counts_of(copy.deepcopy(module), prepared.inputs[0]),
+        rounded=_error(module, prepared),
+    )
 
 
-def _informed(prepared: Prepared) -> tuple[Compilation | None, str]:
-    """The compilation with example inputs, or what it says is wrong."""
+def _informed(result: Result, prepared: Prepared) -> tuple[Result, str]:
+    """(the result with the figures of `fuse(model, inputs)` in `dtype`, what that says is wrong)"""
+    before = fingerprint(prepared.model)
     try:
-        return compile_model(prepared.exact, in_dtype(prepared.dtype, prepared.inputs[0])), ""
+        compilation = compile_model(prepared.model, in_dtype(prepared.dtype, prepared.inputs[0]))
     except RepcompileError as error:
-        return None, f"{type(error).__name__}: {error}"
+        return result, f"{type(error).__name__}: {error}"
+    module, checks = compilation.module, compilation.checks
+    assert checks is not None
+    others = replace(prepared, inputs=prepared.inputs[1:], expected=prepared.expected[1:])  # it has compared the first
+    return replace(
+        result,
+        touched=(*result.touched, *differences(before, fingerprint(prepared.model))),
+        exact=max(checks[0].relative, _error(module, others)),
+        informed=counts_of(module.float(), prepared.inputs[0]),
+    ), ""
 
 
-def _errors(
-    prepared: Prepared, plain: Compilation, informed: Compilation | None
-) -> tuple[float, float | None, float | None]:
-    """(rounded, exact, explained) of `Result`."""
-    expected = [run(prepared.exact, in_dtype(prepared.dtype, each)) for each in prepared.inputs]
-    rounded = _error(expected, copy.deepcopy(plain.module), prepared)
-    exact = None if informed is None else _exact_error(expected, informed, prepared)
-    if usual(rounded, exact):
-        return rounded, exact, None
-    return rounded, exact, _error(expected, disturbed(prepared.exact), prepared)
-
-
-def _exact_error(expected: Sequence[Any], informed: Compilation, prepared: Prepared) -> float:
-    """Of the compilation with the first inputs, which has compared these itself."""
-    assert informed.checks is not None
-    others = replace(prepared, inputs=prepared.inputs[1:])
-    module = copy.deepcopy(informed.module)
-    return max(informed.checks[0].relative, _error(expected[1:], module, others) if others.inputs else 0.0)
-
-
-def _error(expected: Sequence[Any], fused: nn.Module, prepared: Prepared) -> float:
+def _error(fused: nn.Module, prepared: Prepared) -> float:
     """The largest relative error over all inputs, infinite where the results differ in structure."""
-    fused, inputs = fused.to(prepared.dtype), prepared.inputs
+    fused = fused.to(prepared.dtype)
     try:
-        return max(
+        errors = [
             compare_outputs(want, run(fused, in_dtype(prepared.dtype, each))).relative
-            for want, each in zip(expected, inputs, strict=True)
-        )
+            for want, each in zip(prepared.expected, prepared.inputs, strict=True)
+        ]
     except VerificationError:
         return float("inf")
+    return max(errors, default=0.0)
 
 
 # -- reading the report ------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ ROUNDINGS, ROUNDINGS_OF_OPERATORS = 4, 64
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
 
-def usual(rounded: float, exact: float | None) -> bool:
+def usual(rounded: float | None, exact: float | None) -> bool:
     """Whether the errors pass whatever the model itself makes of rounding."""
-    return rounded <= ROUNDED and (exact is None or exact <= EXACT)
+    return (rounded or 0.0) <= ROUNDED and (exact or 0.0) <= EXACT
 
 
 def problems_of(result: Result, complaint: str = "") -> Result:
