@@ -49,9 +49,7 @@ def canonicalize(captured: Captured) -> Captured:
             node.target = COPYING[str(node.target)]
         if captured.stays(node):
             continue
-        if _is_sum_of_stack(node):
-            _add_up(node)
-        elif _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
+        if _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
         elif question_of(node) is not None:
@@ -68,46 +66,6 @@ def _of_sizes(node: fx.Node) -> bool:
     size = node.args[1] if len(node.args) == 2 and not node.kwargs else None
     known = not isinstance(size, fx.Node) or question_of(size) is not None or node.target == "view_as"
     return not node.kwargs and known and not isinstance(size, torch.dtype)
-
-
-def _is_sum_of_stack(node: fx.Node) -> bool:
-    """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
-    if node.target not in ("sum", "mean", torch.sum, torch.mean):
-        return False
-    stack, dim = (node.args or (None,))[0], _only_dim(node)
-    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1:
-        return False
-    along = 0 if len(stack.args) == 1 and not stack.kwargs else _only_dim(stack)
-    many = isinstance(stack.args[0], list | tuple) and len(stack.args[0]) > 1
-    return many and along is not None and dim in (along, (along,), [along])
-
-
-def _only_dim(node: fx.Node) -> Any:
-    """The axis that a call names, if that is all it says besides its operand."""
-    if len(node.args) == 2 and not node.kwargs:
-        return node.args[1]
-    return node.kwargs["dim"] if len(node.args) == 1 and set(node.kwargs) == {"dim"} else None
-
-
-def _add_up(node: fx.Node) -> None:
-    """The values of a stack added one after another."""
-    stack: Any = node.args[0]
-    first, *rest = stack.args[0]
-    total = first
-    with node.graph.inserting_before(node):
-        for value in rest:
-            total = _same_place(node, operator.add, (total, value))
-        if node.target in ("mean", torch.mean):
-            total = _same_place(node, operator.truediv, (total, len(rest) + 1))
-    node.replace_all_uses_with(total)
-    node.graph.erase_node(node)
-    stack.graph.erase_node(stack)
-
-
-def _same_place(node: fx.Node, function: Any, args: tuple[Any, ...]) -> fx.Node:
-    new = node.graph.call_function(function, args)
-    new.meta["path"] = node.meta.get("path", "")
-    return new
 
 
 def _droppable(node: fx.Node, captured: Captured) -> bool:

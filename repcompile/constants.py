@@ -56,6 +56,11 @@ class Constants:
         value = value.detach().clone()
         return nn.Parameter(value, any(tensor.requires_grad for tensor in tensors)) if learned else value
 
+    def is_floating(self, node: fx.Node) -> bool:
+        """Whether the constant is a tensor of floating-point numbers."""
+        value = self._captured.constants[str(node.target)] if node.op == "get_attr" else self.evaluated(node)
+        return isinstance(value, Tensor) and value.is_floating_point()
+
     def keeps_dtype(self, node: fx.Node) -> bool:
         """Whether an evaluated constant of floating-point numbers has this dtype whatever the model's weights have."""
         leaves, tensors = _leaves(node), self.tensors(node)

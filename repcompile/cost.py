@@ -63,27 +63,35 @@ class Macs:
 
 
 def cost_of_map(
-    x: Map, channels: int, before: float, after: float, padded: float | None = None, single: float = 0
+    x: Map,
+    channels: int,
+    before: float,
+    after: float,
+    padded: float | None = None,
+    single: float = 0,
+    transposed: bool = False,
 ) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and more for padding that is not zeros or not alike on both sides, for a
     crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     padded: of the padded and cropped input, if known.  single: of one output, as a border map has them; few beside a
-    batch.
+    batch.  transposed: whether the model spells it as a transposed convolution, which works at the input's positions
+    and pads and crops by itself.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
-    plain = [] if x.crops_and_pads else [axis for axis in x.axes if axis.up == 1]
+    plain = [] if transposed or x.crops_and_pads else [axis for axis in x.axes if axis.up == 1]
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
     pads = any(axis.pads for axis in plain) and not alike
     crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
     if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     moved = x.c_in * before + x.c_out * after + x.weights
-    kernels = [Cost(x.weights * after / prod(axis.up for axis in x.axes), ELEMENT * moved, 1)]
+    positions = before if transposed else after / prod(axis.up for axis in x.axes)
+    kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     kernels += [cost_of_elementwise(1, x.c_in, before)] * (pads * kernels_of_padding(x) + crops)
     if x.has_border and x.reads_less:
         kernels += [cost_of_elementwise(1, x.c_in, before)] * 2

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
@@ -23,6 +24,7 @@ from repcompile.capture import Captured, called
 from repcompile.constants import Constants
 from repcompile.copies import duplicate, same_state
 from repcompile.errors import Inexact, RepcompileError, RuleError
+from repcompile.floats import floating_values
 from repcompile.interpret import with_tensors
 from repcompile.paths import Fact, Step, aligned, behind, stepped
 from repcompile.readers import read_as
@@ -33,6 +35,8 @@ from repcompile.values import in_float64
 KINDS = ("affine", "layout", "shape")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 BY_SIZE = "an argument that depends on the input's size"
+UNPREPARED = "its rule is not prepared for such a call:"
+JOINING = (operator.getitem, operator.add, operator.mul)  # of tuples
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
 
 
@@ -54,6 +58,7 @@ class Facts:
     constants: the nodes that depend on no input.  steps: the nodes that only move positions.
     numbers: the nodes that are computed from sizes alone.
     alike: the nodes that are no map, and have as many axes as their operand.
+    floating: the nodes whose values cannot be integers.
     truncated: whether `HORIZON` cut something off.
     """
 
@@ -66,6 +71,7 @@ class Facts:
     steps: Mapping[fx.Node, Step]
     numbers: frozenset[fx.Node]
     alike: frozenset[fx.Node]
+    floating: frozenset[fx.Node]
     truncated: bool
 
     def is_split(self, node: fx.Node) -> bool:
@@ -101,11 +107,13 @@ class _Interpreter:
         self._calls: dict[fx.Node, tuple[fx.Node, dict[str, Any]]] = {}  # a part of a tuple -> who made the tuple
         self._refusals: list[Refusal] = []
         self._copies: dict[tuple[int, bool], nn.Module] = {}
+        self._tuples: set[fx.Node] = set()  # what is split, and what is made of its parts without looking at them
         self._truncated = False
 
     def result(self) -> Facts:
         known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
-        sets = (frozenset(self._numbers), frozenset(self._alike))
+        floating = floating_values(self._captured, self._rules, self._constants, self._numbers)
+        sets = (frozenset(self._numbers), frozenset(self._alike), floating)
         return Facts(self._facts, self._refusals, *known, *sets, self._truncated)
 
     def visit(self, node: fx.Node) -> None:
@@ -128,9 +136,14 @@ class _Interpreter:
         affine, layout, shape = (self._rules.find(node, self._captured, kind) for kind in KINDS)
         if affine is not None and affine.wants("part"):  # a tuple: its parts are picked by `getitem`
             self._facts[node], self._found[node] = (), affine
+            self._tuples.add(node)
             self._learn_whole(node, values[0])
             return
-        if node.target is operator.getitem and self._is_split(node.args[0]):
+        if not self._tuples.isdisjoint(values) and not self._is_part(node):
+            if node.target in JOINING and not isinstance(node.args[1], int):
+                self._tuples.add(node)
+            return
+        if self._is_part(node):
             call: Any = node.args[0]
             self._calls[node] = (call, {"part": node.args[1]})
             affine, values = self._found[call], [value for value in values[0].all_input_nodes if value in self._shapes]
@@ -149,7 +162,7 @@ class _Interpreter:
 
     def _learn_whole(self, split: fx.Node, operand: fx.Node) -> None:
         """The parts of a value tell what it is: how many axes it has, and how long the one is that was split."""
-        picks: list[Any] = [user for user in split.users if user.target is operator.getitem]
+        picks: list[Any] = [user for user in split.users if self._is_part(user)]
         parts = {pick.args[1]: read_as(pick, self._captured, self._constants) for pick in picks}
         shapes = [shape for shape in parts.values() if shape is not None]
         shape = self._shapes.get(operand) or (named(operand.name, len(shapes[0])) if shapes else None)
@@ -161,7 +174,8 @@ class _Interpreter:
             return
         self._shapes[operand] = shape
         sizes: Any = asked if isinstance(asked, list | tuple) else None
-        if sizes is None and isinstance(asked, int) and set(parts) == set(range(asked)):
+        chunks = split.target in ("chunk", torch.chunk)  # as many as asked for; of others, parts may have no reader
+        if chunks and isinstance(asked, int) and set(parts) == set(range(asked)):
             sizes = [0 if each is None else each[axis].known for each in parts.values()]
         if sizes and all(isinstance(size, int) and size > 0 for size in sizes):
             whole = Size(sum(sizes))
@@ -193,13 +207,12 @@ class _Interpreter:
         last = next((f.map for f in self._facts.get(operand, ()) if isinstance(f.map, Affine) and not f.map.axes), None)
         self._shapes[operand] = shape if last is None else (*shape[:-1], Size(last.c_out))
 
-    def _is_split(self, value: Any) -> bool:
-        return (
-            isinstance(value, fx.Node)
-            and value in self._found
-            and self._found[value].wants("part")
-            and value not in self._calls
-        )
+    def _is_part(self, node: fx.Node) -> bool:
+        """Whether it is one part of a value that was split."""
+        if node.target is not operator.getitem or not isinstance(node.args[1], int):
+            return False
+        whole: Any = node.args[0]
+        return whole in self._found and self._found[whole].wants("part") and whole not in self._calls
 
     def _seen_as(self, node: fx.Node) -> Shape | None:
         """The rank from a run, and the shape that a reader expects, where the two agree."""
@@ -358,9 +371,11 @@ class _Interpreter:
             result = rule(*args, **kwargs)
         except RepcompileError:
             raise
-        except Exception as error:  # a rule of the user's
+        except Exception as error:
             if isinstance(error, TypeError) and self._takes_size(call):
                 raise Inexact(BY_SIZE) from error
+            if not self._rules.on_trial(rule):  # the model runs
+                raise Inexact(f"{UNPREPARED} {type(error).__name__}") from error
             reason = f"{type(error).__name__}: {error}"
             raise RuleError(f"rule {rule.name!r} failed on {called(node, self._captured)}: {reason}") from error
         if call.op == "call_module" and self._rules.on_trial(rule):

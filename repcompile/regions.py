@@ -14,7 +14,6 @@ from itertools import chain
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from repcompile.affine import Affine, Map, Uniform
@@ -36,7 +35,6 @@ from repcompile.statements import KeptStatement
 
 UNKNOWN_CHANNELS = 64
 VIEW = Cost()  # an operator, but no kernel
-FLOATING = (torch.tanh, torch.sigmoid, torch.exp, torch.softmax, F.sigmoid, F.tanh, F.gelu, F.silu, F.mish, F.softmax)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +100,7 @@ def _regions(
     kernels = [pricing.of_node(node, fact) for node in (*dying, sink)]
     if sum(map(bool, kernels)) < (1 if isinstance(fact.map, Uniform) else 2):
         return []
-    if _may_read_integers(fact.source, (*interior, sink), captured, pricing.facts):
+    if fact.source not in pricing.facts.floating:  # what arithmetic turns into floating point, and no convolution takes
         return []
     before = tuple(chain(*kernels))
     priced: dict[tuple[Cost, ...], Fact] = {}
@@ -138,41 +136,11 @@ def _came_back(fact: Fact, sink: fx.Node) -> bool:
     return not any(step.node is sink for step in fact.path) and not isinstance(fact.map, Uniform)
 
 
-def _may_read_integers(source: fx.Node, nodes: Sequence[fx.Node], captured: Captured, facts: Facts) -> bool:
-    """Whether the source may hold integers, which arithmetic turns into floating point and no convolution takes.
-
-    What stays Python may return them too, or a number that is no tensor.
-    """
-    origin = source
-    while origin in facts.alike:  # an activation: of its operand's dtype
-        origin = origin.all_input_nodes[0]
-    known = origin in facts.rules or origin.op == "call_module" or source.target in FLOATING
-    if known and not _stays_python(origin, captured):
-        return False
-    alike = {source}  # values of the source's dtype
-    for node in (*nodes, *(user for user in source.users if user in facts.rules)):
-        if alike.isdisjoint(node.all_input_nodes):
-            continue
-        rule = facts.rules[node]
-        if rule.kind != "layout" and not rule.integers:
-            return False  # it takes floating point alone
-        if rule.kind == "layout" or rule.keeps_dtype:
-            alike.add(node)
-    return True
-
-
 def _may_write(node: fx.Node, captured: Captured, facts: Facts) -> bool:
     """Whether it stays Python, and may get hold of a tensor; a statement has nothing but what it is given."""
     if not is_opaque(node, captured.opaque):
         return False
     return not isinstance(captured.module(node), KeptStatement) or not facts.numbers.issuperset(node.all_input_nodes)
-
-
-def _stays_python(origin: fx.Node, captured: Captured) -> bool:
-    """Whether it is what a module that stays Python returns, or an item or an attribute of that."""
-    while origin.target in (operator.getitem, getattr):
-        origin = origin.all_input_nodes[0]
-    return is_opaque(origin, captured.opaque)
 
 
 def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:
@@ -302,7 +270,8 @@ class _Pricing:
             before = self._measured_positions(operands[0], step.map.c_in) or before
             after = self._measured_positions(node, step.map.c_out) or after
         single = after / max(self.known[node][0], 1) if self.known.get(node) else 0.0
-        return cost_of_map(step.map, self._channels(node), before, after, single=single)
+        transposed = self.facts.rules[node].transposed
+        return cost_of_map(step.map, self._channels(node), before, after, single=single, transposed=transposed)
 
     def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
         """What makes positions anew reads its image once; what only moves them is a view."""

@@ -2,6 +2,7 @@
 
 Given: a canonical graph, which this stage takes over, and its facts.  Result: an equal graph, where
 
+- what is stacked and added along the stack is a sum;
 - the terms of a sum that read one value stand next to each other: `(f(x) + a(x)) + b(x)` is `(a(x) + b(x)) + f(x)`;
 - a batch norm, or a gain and a shift, behind a sum or a concatenation of convolutions stands behind each of them;
 - one that several operators read, and each can take in, is there once for each of them (`TWIN`).
@@ -27,6 +28,7 @@ from repcompile.paths import Fact, aligned
 from repcompile.spelling import ADDITIONS, MULTIPLICATIONS, SUBTRACTIONS
 
 MOST_TERMS = 64
+FEW = 3  # terms, which two operators add: as many as stack them and add along the stack
 TWIN = "twin"  # in a node's `meta`: the node that it does the same as, so that those that stay can be one again
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
@@ -56,13 +58,16 @@ class _Editor:
     def __init__(self, captured: Captured, facts: Facts) -> None:
         self._captured = captured
         self._facts = facts
+        self._floating = set(facts.floating)  # integers overflow: their sums stay as they are
         self.changed = False
         self.replaced: set[fx.Node] = set()
         self.constants: dict[str, Tensor] = {}
 
     def visit(self, node: fx.Node) -> None:
         """Rewrite what ends at `node`."""
-        if self._is_norm(node):
+        if _is_sum_of_stack(node) and not self._captured.stays(node):
+            self._add_up(node)
+        elif self._is_norm(node):
             self._distribute(node)
         elif self._is_sum(node) and not (len(node.users) == 1 and self._is_sum(next(iter(node.users)))):
             self._regroup(node)
@@ -121,19 +126,23 @@ class _Editor:
         stack = [Term(node, factor)]
         while stack:
             term = stack.pop()
-            if self._is_sum(term.value) and (term.value is node or _is_read_once(term.value)):
+            if self._is_sum(term.value) and (term.value is node or self._is_flat(term.value)):
                 sign = -1.0 if term.value.target in SUBTRACTIONS else 1.0
                 left, right = term.value.args
                 assert isinstance(left, fx.Node)
                 assert isinstance(right, fx.Node)
                 alpha: Any = term.value.kwargs.get("alpha", 1)
                 stack += [Term(right, term.factor * sign * float(alpha)), Term(left, term.factor)]
-            elif self._scaled(term.value) is not None and _is_read_once(term.value):
+            elif self._scaled(term.value) is not None and self._is_flat(term.value):
                 inner, scale = self._scaled(term.value) or (term.value, 1.0)
                 stack.append(Term(inner, term.factor * scale))
             else:
                 terms.append(term)
         return terms
+
+    def _is_flat(self, node: fx.Node) -> bool:
+        """Whether a sum may be part of another one: only that reads it, and it is rounded and does not overflow."""
+        return _is_read_once(node) and node in self._floating
 
     def _scaled(self, node: fx.Node) -> tuple[fx.Node, float] | None:
         """(sum, number) if `node` is a number times a sum."""
@@ -164,7 +173,7 @@ class _Editor:
         """Terms of one source whose maps can be added, as many together as possible; the others alone."""
         left, groups = list(terms), list[list[Term]]()
         while left:
-            sources = dict.fromkeys(source for term in left for source in self._sources(term.value))
+            sources = dict.fromkeys(s for term in left for s in self._sources(term.value) if s in self._floating)
             best = max((self._members(source, left) for source in sources), key=len, default=[])
             if len(best) < 2:
                 break
@@ -195,12 +204,29 @@ class _Editor:
         total = self._times(first, root)
         for term in rest:
             function = operator.sub if term.factor == -1.0 else operator.add
-            value = term.value if abs(term.factor) == 1.0 else self._times(term, root)
-            total = self._new(function, (total, value), root)
+            if abs(term.factor) == 1.0:
+                total = self._new(function, (total, term.value), root)
+            else:
+                total = self._new(torch.add, (total, term.value), root, alpha=term.factor)
         return Term(total)
 
     def _times(self, term: Term, root: fx.Node) -> fx.Node:
         return term.value if term.factor == 1.0 else self._new(operator.mul, (term.value, term.factor), root)
+
+    def _add_up(self, node: fx.Node) -> None:
+        """The values of a stack added one after another, where that takes no more operators; of integers, torch adds
+        up larger ones.
+        """
+        stack: Any = node.args[0]
+        values: Sequence[fx.Node] = stack.args[0]
+        few = len(values) <= FEW or len(self._groups([Term(value) for value in values])) <= FEW
+        if self._floating.isdisjoint(values) or not few:
+            return
+        with node.graph.inserting_before(node):
+            total = self._summed([Term(value) for value in values], node).value
+            if node.target in ("mean", torch.mean):
+                total = self._new(operator.truediv, (total, len(values)), node)
+        self._replace(node, total)
 
     # -- norms behind sums and concatenations ------------------------------------------------------------------------
 
@@ -282,13 +308,14 @@ class _Editor:
         return self._summed(scaled, node).value
 
     def _over_cat(self, node: fx.Node, operand: fx.Node, near: Affine, numbers: _Numbers) -> None:
-        widths = [self._width(value, len(near.axes)) for value in operand.args[0]]  # type: ignore[union-attr]
-        if None in widths or sum(width or 0 for width in widths) != near.c_out:
+        values: Any = operand.args[0]
+        widths = [self._width(value, len(near.axes)) for value in values]
+        if None in widths or sum(width or 0 for width in widths) != near.c_out or not self._floating.issuperset(values):
             return
         statistics = self._statistics(node, numbers)
         parts: list[fx.Node] = []
         start = 0
-        for value, width in zip(operand.args[0], widths, strict=True):  # type: ignore[arg-type]
+        for value, width in zip(values, widths, strict=True):
             place = slice(start, start + (width or 0))
             own = [None if s is None else self._new(operator.getitem, (s, place), node) for s in statistics]
             parts.append(self._new(F.batch_norm, (value, *own, False, 0.0, numbers.eps), node))
@@ -320,10 +347,12 @@ class _Editor:
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
-    def _new(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+    def _new(self, target: Any, args: tuple[Any, ...], like: fx.Node, **kwargs: Any) -> fx.Node:
         op = "call_method" if isinstance(target, str) else "call_function"
-        node = like.graph.create_node(op, target, args)
+        node = like.graph.create_node(op, target, args, kwargs)
         node.meta["path"] = like.meta.get("path", "")
+        if not self._floating.isdisjoint(node.all_input_nodes):
+            self._floating.add(node)
         return node
 
     def _replace(self, node: fx.Node, new: fx.Node) -> None:
@@ -351,6 +380,25 @@ def shift_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | No
     """beta - mean gamma / sqrt(var + eps)"""
     centre = -mean.reshape(-1, *[1] * n_axes) * gain_of(mean, var, weight, bias, eps, n_axes)
     return centre if bias is None else centre + bias.reshape(-1, *[1] * n_axes)
+
+
+def _is_sum_of_stack(node: fx.Node) -> bool:
+    """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
+    if node.target not in ("sum", "mean", torch.sum, torch.mean):
+        return False
+    stack, dim = (node.args or (None,))[0], _only_dim(node)
+    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1:
+        return False
+    along = 0 if len(stack.args) == 1 and not stack.kwargs else _only_dim(stack)
+    many = isinstance(stack.args[0], list | tuple) and len(stack.args[0]) > 1
+    return many and along is not None and dim in (along, (along,), [along])
+
+
+def _only_dim(node: fx.Node) -> Any:
+    """The axis that a call names, if that is all it says besides its operand."""
+    if len(node.args) == 2 and not node.kwargs:
+        return node.args[1]
+    return node.kwargs["dim"] if len(node.args) == 1 and set(node.kwargs) == {"dim"} else None
 
 
 def _is_read_once(node: fx.Node) -> bool:

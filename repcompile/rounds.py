@@ -143,15 +143,16 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _is_another_graph(result: Compilation) -> bool:
     """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
 
-    A rank is checked and so known, a map and its padding are two operators, or a region was computed by way of a value
-    that others read, which has one reader less. And where a norm or a scale is left that somebody might take in now:
-    sums have other terms, or a map stands elsewhere on its path.
+    A rank is checked and so known, a map and its padding are two operators, nobody reads what a region makes, or one
+    was computed by way of a value that others read: these have one reader less. And where a norm or a scale is left
+    that somebody might take in now: sums have other terms, or a map stands elsewhere on its path.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
     apart = any(
         item.rank is not None
         or isinstance(item.made.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
+        or not item.region.sink.users
         for item in result.rewritten
     )
     moved = any(item.region.fact.path or _adds(item.region, result.facts) for item in result.rewritten)

@@ -20,7 +20,7 @@ from repcompile.shapes import Layout, Shape, Size, product, unknown
 EVERYTHING = slice(None)
 
 
-@affine_rule(operator.getitem, copies=True, word="pick")
+@affine_rule(operator.getitem, copies=True, dtype="same", word="pick")
 def getitem(x: Map, index: Any, shape: Shape | None = None) -> Map:
     """x[:, a:b], x[:, [2, 1, 0]], x[:, :, 1:-1, ::2]: each entry acts on its own axis."""
     entries = _expanded(index, shape)
@@ -30,7 +30,7 @@ def getitem(x: Map, index: Any, shape: Shape | None = None) -> Map:
     return x
 
 
-@affine_rule(put)
+@affine_rule(put, dtype="same")
 def overwrite(x: Map, index: Any, value: Map, shape: Shape | None = None) -> Map:
     """x[:, a:b] = value: the channels before, the value, the channels behind."""
     entries = _expanded(index, shape)
@@ -49,12 +49,12 @@ def overwrite(x: Map, index: Any, value: Map, shape: Shape | None = None) -> Map
     return Affine.cat([*before, value, *behind])
 
 
-@affine_rule(torch.narrow, "narrow")
+@affine_rule(torch.narrow, "narrow", dtype="same")
 def narrow(x: Map, dim: int, start: int, length: int, shape: Shape | None = None) -> Map:
     return _picked(x, _axis(dim, shape), _entries(slice(start, start + length)), shape)
 
 
-@affine_rule(torch.flip, "flip")
+@affine_rule(torch.flip, "flip", dtype="same")
 def flip(x: Map, dims: Any, shape: Shape | None = None) -> Map:
     axes = [_axis(dim, shape) for dim in ((dims,) if isinstance(dims, int) else dims)]
     if len(axes) != 1:
@@ -62,12 +62,12 @@ def flip(x: Map, dims: Any, shape: Shape | None = None) -> Map:
     return _selected(x, axes[0], slice(None, None, -1), shape)
 
 
-@affine_rule(torch.index_select, "index_select")
+@affine_rule(torch.index_select, "index_select", dtype="same")
 def index_select(x: Map, dim: int, index: Any, shape: Shape | None = None) -> Map:
     raise Inexact("channels that a tensor names are known only when it runs")
 
 
-@affine_rule(torch.cat, torch.concat, torch.concatenate, word="pick")
+@affine_rule(torch.cat, torch.concat, torch.concatenate, dtype="promoted", word="pick")
 def cat(tensors: Sequence[Map], dim: int = 0, shape: Shape | None = None) -> Map:
     """Maps of one input, one behind the other along the channels."""
     n_axes = next((len(x.axes) for x in tensors if isinstance(x, Affine)), None)
@@ -97,14 +97,14 @@ def cat_shape(shape: Shape | None, dim: int = 0, *, shapes: Sequence[Shape | Non
 # -- the parts of a split ----------------------------------------------------------------------------------------------
 
 
-@affine_rule("chunk", torch.chunk, word="pick")
+@affine_rule("chunk", torch.chunk, dtype="same", word="pick")
 def chunk(x: Map, chunks: int, dim: int = 0, shape: Shape | None = None, part: int = 0) -> Map:
     size = _known(shape, _axis(dim, shape))
     width = -(-size // chunks)
     return _part(x, dim, shape, [width] * (size // width) + [size % width] * (size % width > 0), part)
 
 
-@affine_rule("split", torch.split, torch.functional.split, word="pick")
+@affine_rule("split", torch.split, torch.functional.split, dtype="same", word="pick")
 def split(x: Map, split_size_or_sections: Any, dim: int = 0, shape: Shape | None = None, part: int = 0) -> Map:
     if isinstance(split_size_or_sections, int | Size):
         size, width = _known(shape, _axis(dim, shape)), _number(split_size_or_sections) or 1

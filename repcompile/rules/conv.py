@@ -32,13 +32,13 @@ def conv(
     return Affine.conv(weight, bias, stride, padding, dilation, groups) @ x
 
 
-@affine_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, late=True, strict=True)
+@affine_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, late=True, strict=True, transposed=True)
 def conv_transpose_module(x: Map, m: nn.ConvTranspose2d) -> Map:
     """Called without an output size, which the rule does not take."""
     return conv_transpose(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
-@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, transposed=True)
 def conv_transpose(
     x: Map,
     weight: Weight,

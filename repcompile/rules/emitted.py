@@ -26,14 +26,14 @@ def border_conv(x: Map, m: BorderConv) -> Map:
     return Affine.conv(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups, border=m.border) @ x
 
 
-@affine_rule(ValuePad, late=True, copies=True, word="pad")
+@affine_rule(ValuePad, late=True, copies=True, dtype="promoted", word="pad")
 def value_pad(x: Map, m: ValuePad) -> Map:
     """x, and one value for each channel around it."""
     pads = list(zip(m.pads[::2], m.pads[1::2], strict=True))[::-1]
     return Affine.pad(m.value.shape[0], pads, value=m.value) @ x
 
 
-@affine_rule(of_rank)
+@affine_rule(of_rank, dtype="same")
 def checked(x: Map, rank: int) -> Map:
     return x
 

@@ -21,28 +21,33 @@ MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "c
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     late=True,
     copies=True,
+    dtype="same",
     word="pad",
 )
 def constant_pad_module(x: Map, m: nn.ConstantPad2d, shape: Shape | None = None) -> Map:
     return pad(x, m.padding, "constant", m.value, shape)
 
 
-@affine_rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, late=True, copies=True, word="pad")
+@affine_rule(
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, late=True, copies=True, dtype="same", word="pad"
+)
 def reflection_pad_module(x: Map, m: nn.ReflectionPad2d, shape: Shape | None = None) -> Map:
     return pad(x, m.padding, "reflect", None, shape)
 
 
-@affine_rule(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, late=True, copies=True, word="pad")
+@affine_rule(
+    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, late=True, copies=True, dtype="same", word="pad"
+)
 def replication_pad_module(x: Map, m: nn.ReplicationPad2d, shape: Shape | None = None) -> Map:
     return pad(x, m.padding, "replicate", None, shape)
 
 
-@affine_rule(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, late=True, copies=True, word="pad")
+@affine_rule(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, late=True, copies=True, dtype="same", word="pad")
 def circular_pad_module(x: Map, m: nn.CircularPad2d, shape: Shape | None = None) -> Map:
     return pad(x, m.padding, "circular", None, shape)
 
 
-@affine_rule(F.pad, copies=True, integers=True, keeps_dtype=True, word="pad")
+@affine_rule(F.pad, copies=True, dtype="same", word="pad")
 def pad(
     x: Map, pad: Sequence[int], mode: str = "constant", value: float | None = None, shape: Shape | None = None
 ) -> Map:
@@ -60,7 +65,7 @@ def pad(
     return Affine.pad(channels, axes, MODES[mode], value or 0) @ x
 
 
-@affine_rule(surrounded, copies=True, word="pad")
+@affine_rule(surrounded, copies=True, dtype="same", word="pad")
 def surround(x: Map, pads: Sequence[int], value: Weight, rank: int, shape: Shape | None = None) -> Map:
     """More around the image: another number for each channel."""
     pairs = list(zip(pads[::2], pads[1::2], strict=True))

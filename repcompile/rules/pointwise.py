@@ -18,14 +18,14 @@ from repcompile.values import Constant, computed, filled
 Operand = Affine | Uniform | Constant | int | float
 
 
-@affine_rule(operator.add, torch.add, "add", "__add__", "__radd__", elementwise=True, integers=True, word="shift")
+@affine_rule(operator.add, torch.add, "add", "__add__", "__radd__", elementwise=True, dtype="promoted", word="shift")
 def add(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) -> Map:
     """x + alpha y"""
     right = y if alpha == 1 else _times(y, alpha, shape)
     return _plus(x, right, shape)
 
 
-@affine_rule(operator.sub, torch.sub, "sub", elementwise=True, integers=True, subtracts=True, word="shift")
+@affine_rule(operator.sub, torch.sub, "sub", elementwise=True, dtype="promoted", subtracts=True, word="shift")
 def sub(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) -> Map:
     """x - alpha y"""
     return _plus(x, _times(y, -alpha, shape), shape)
@@ -34,7 +34,7 @@ def sub(x: Operand, y: Operand, alpha: float = 1, shape: Shape | None = None) ->
 @affine_rule(
     *(operator.mul, torch.mul, "mul", "__mul__", "__rmul__", torch.multiply, "multiply"),
     elementwise=True,
-    integers=True,
+    dtype="promoted",
     word="scale",
 )
 def mul(x: Operand, y: Operand, shape: Shape | None = None) -> Map:
@@ -44,7 +44,7 @@ def mul(x: Operand, y: Operand, shape: Shape | None = None) -> Map:
     return _times(x, y, shape)
 
 
-@affine_rule(operator.truediv, torch.div, "div", torch.true_divide, elementwise=True, integers=True, word="scale")
+@affine_rule(operator.truediv, torch.div, "div", torch.true_divide, elementwise=True, dtype="made", word="scale")
 def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shape | None = None) -> Map:
     """A map divided by a number or by one number per channel."""
     if isinstance(y, Affine | Uniform):
@@ -59,7 +59,7 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
     return _times(x, 1.0 / divisor, shape)  # type: ignore[operator]
 
 
-@affine_rule(torch.addcmul, "addcmul", elementwise=True)
+@affine_rule(torch.addcmul, "addcmul", elementwise=True, dtype="promoted")
 def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
     """x + value y z"""
     return _plus(x, _times(_product(y, z, shape), value, shape), shape)
@@ -71,18 +71,18 @@ def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
     )
 
 
-@affine_rule(operator.neg, torch.neg, "neg", torch.negative, integers=True, keeps_dtype=True)
+@affine_rule(operator.neg, torch.neg, "neg", torch.negative, dtype="same")
 def neg(x: Map) -> Map:
     return -x
 
 
-@affine_rule(nn.Identity, late=True)
+@affine_rule(nn.Identity, late=True, dtype="same")
 def identity(x: Map, module: nn.Module) -> Map:
     return x
 
 
 @affine_rule(
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout), dtype="same"
 )  # drop-path is plain arithmetic that tracing resolves
 def dropout_module(x: Map, m: nn.Dropout) -> Map:
     if m.training:
@@ -90,14 +90,16 @@ def dropout_module(x: Map, m: nn.Dropout) -> Map:
     return x
 
 
-@affine_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+@affine_rule(
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), dtype="same"
+)
 def dropout(x: Map, p: float = 0.5, training: bool = True, inplace: bool = False) -> Map:
     if training and p != 0:
         raise Inexact("dropout in training mode is random")
     return x
 
 
-@affine_rule("contiguous", "clone", torch.clone, integers=True, keeps_dtype=True)
+@affine_rule("contiguous", "clone", torch.clone, dtype="same")
 def same_values(x: Map, **options: Any) -> Map:
     return x
 

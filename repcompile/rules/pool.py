@@ -24,7 +24,7 @@ POOLS = {  # spatial axes -> modules
 }
 
 
-@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True, word="pool")
+@affine_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, late=True, dtype="same", word="pool")
 def average_pool_module(x: Map, m: nn.AvgPool2d) -> Map:
     divisor = getattr(m, "divisor_override", None)
     return _averaged(x, _axes_of(m), m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
@@ -44,7 +44,7 @@ def _pool_function(n_axes: int) -> Rule:
     ) -> Map:
         return _averaged(x, n_axes, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
-    return affine_rule(function, word="pool")(average_pool)
+    return affine_rule(function, dtype="same", word="pool")(average_pool)
 
 
 def _averaged(
@@ -118,7 +118,7 @@ def _mean_of_windows(
     return resampled(shape, n_axes, None, owner, name, 1.0 / prod(numbers))
 
 
-@layout_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+@layout_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, dtype="floating")
 def adaptive_mean_module(shape: Shape | None, m: nn.AdaptiveAvgPool2d, owner: str = "") -> Layout:
     return _adaptive_mean(shape, _axes_of(m), m.output_size, owner)
 
@@ -128,7 +128,7 @@ def _adaptive_function(n_axes: int) -> Rule:
         return _adaptive_mean(shape, n_axes, output_size, owner)
 
     functions: Sequence[Any] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-    return layout_rule(functions[n_axes - 1])(adaptive_mean)
+    return layout_rule(functions[n_axes - 1], dtype="floating")(adaptive_mean)
 
 
 def _adaptive_mean(shape: Shape | None, n_axes: int, output_size: Any, owner: str) -> Layout:
@@ -139,7 +139,7 @@ def _adaptive_mean(shape: Shape | None, n_axes: int, output_size: Any, owner: st
     return resampled(shape, n_axes, sizes, owner, f"mean of {sizes} windows", 1.0)
 
 
-@layout_rule(torch.mean, "mean")
+@layout_rule(torch.mean, "mean", dtype="promoted")
 def mean(shape: Shape | None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Layout:
     """The mean over some axes."""
     if shape is None or dim is None or dtype is not None:

@@ -14,7 +14,7 @@ from repcompile.shapes import Shape
 from repcompile.values import Constant, computed
 
 
-@affine_rule(operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__")
+@affine_rule(operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__", dtype="common")
 def matmul(x: Any, y: Any, shape: Shape | None = None) -> Map:
     """x W acts on the last axis, W x on the one before it, which has to be the channels: (batch, channels, length)."""
     if isinstance(x, Affine | Uniform) and isinstance(y, Constant):
@@ -29,7 +29,7 @@ def matmul(x: Any, y: Any, shape: Shape | None = None) -> Map:
     raise Inexact("a product of two values that depend on the input is not affine")
 
 
-@affine_rule(torch.einsum)
+@affine_rule(torch.einsum, dtype="common")
 def einsum(equation: Any, *operands: Any, shape: Shape | None = None) -> Map:
     """One letter of the image's, along one axis, exchanged for one of a constant matrix's: 'bchw,oc->bohw'."""
     if not isinstance(equation, str) or "." in equation or equation.count(",") != 1 or "->" not in equation:

@@ -10,7 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 from torch._library.custom_ops import CustomOpDef
@@ -22,6 +22,10 @@ from repcompile.idioms import Idiom
 from repcompile.rules.rewriting import RewriteRule
 
 Target = Any  # a module class, a function, or the name of a tensor method
+# How the result's dtype follows from what comes in. "floating": the operator takes floating-point numbers alone, and
+# returns them.  "same": its first operand's, whatever that is.  "common": all operands have one, and the result has it.
+# "promoted": what torch makes of its operands' and its numbers' dtypes.  "made": floating point from whatever comes in.
+Dtype = Literal["floating", "same", "common", "promoted", "made", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -32,10 +36,11 @@ class Rule:
     "shape": the input's shape in, the output's shape out; for operators that are neither.
     late: it hands the weights on as they are, and does no arithmetic with them.
     strict: the operator fails on any other number of channels than its map reads, so that it tells how many there are.
-    elementwise: operands are broadcast as torch does it.  integers: it takes integers too, and may turn them into
-    floating point.  copies: it moves numbers and computes nothing, as far as a price is concerned.
-    keeps_dtype, keeps_rank: the result has the dtype, or as many axes as its operand, whatever it computes.
-    word: what idioms call it; "" leaves that to its map.  subtracts: its second operand counts negative.
+    elementwise: operands are broadcast as torch does it.  dtype: how the result's follows from what comes in.
+    copies: it moves numbers and computes nothing, as far as a price is concerned.
+    keeps_rank: the result has as many axes as its operand, whatever it computes.
+    transposed: a convolution that works at the positions of its input.  subtracts: its second operand counts negative.
+    word: what idioms call it; "" leaves that to its map.
     A parameter called `shape` gets the first operand's shape, `shapes` those of all operands, `owner` the node's name,
     `part` the index into the tuple that the operator returns.
     """
@@ -47,11 +52,11 @@ class Rule:
     late: bool = False
     strict: bool = False
     elementwise: bool = False
-    integers: bool = False
+    dtype: Dtype = "unknown"
     copies: bool = False
     subtracts: bool = False
-    keeps_dtype: bool = False
     keeps_rank: bool = False
+    transposed: bool = False
     word: str = ""
 
     def __repr__(self) -> str:
@@ -189,10 +194,10 @@ def affine_rule(
     late: bool = False,
     strict: bool = False,
     elementwise: bool = False,
-    integers: bool = False,
+    dtype: Dtype = "floating",
     copies: bool = False,
     subtracts: bool = False,
-    keeps_dtype: bool = False,
+    transposed: bool = False,
     word: str = "",
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Declare what map an operator is.
@@ -208,23 +213,30 @@ def affine_rule(
 
     def declare(function: Callable[..., Any]) -> Rule:
         signature = inspect.signature(function)
-        traits = (late, strict, elementwise, integers, copies, subtracts, keeps_dtype, False, word)
+        traits = (late, strict, elementwise, dtype, copies, subtracts, False, transposed, word)
         return Rule("affine", _named(targets), function, signature, *traits)
 
     return declare
 
 
-def layout_rule(*targets: Target) -> Callable[[Callable[..., Any]], Rule]:
+def layout_rule(*targets: Target, dtype: Dtype = "same") -> Callable[[Callable[..., Any]], Rule]:
     """Declare an operator that only moves positions: the input's `Shape` and the call's arguments in, `Layout` out."""
-    return lambda function: Rule("layout", _named(targets), function, inspect.signature(function))
+    return lambda function: Rule("layout", _named(targets), function, inspect.signature(function), dtype=dtype)
 
 
-def shape_rule(*targets: Target, keeps_rank: bool = False) -> Callable[[Callable[..., Any]], Rule]:
+def shape_rule(
+    *targets: Target, keeps_rank: bool = False, dtype: Dtype = "unknown"
+) -> Callable[[Callable[..., Any]], Rule]:
     """Declare the output's shape of an operator that is not affine: shapes in, shape (or None) out.
 
-    keeps_rank: the result has as many axes as its operand and is of its dtype, also where nobody knows its shape.
+    keeps_rank: the result has as many axes as its operand, also where nobody knows its shape.  dtype: as for `Rule`.
     """
-    return lambda function: Rule("shape", _named(targets), function, inspect.signature(function), keeps_rank=keeps_rank)
+
+    def declare(function: Callable[..., Any]) -> Rule:
+        signature = inspect.signature(function)
+        return Rule("shape", _named(targets), function, signature, dtype=dtype, keeps_rank=keeps_rank)
+
+    return declare
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,8 @@ CHANNELS = (
     "{x}[:, [1, 0]]",
     "torch.flip({x}, [1])", "{x}.index_select(1, torch.tensor([1, 0]))", "{x}[:, -1:]", "torch.roll({x}, 1, 1)",
     "{x}[:, 1:][:, :1]", "{x}.repeat_interleave(2, 1)", "torch.index_select({x}, 1, torch.tensor([0, 0, 1]))",
+    "torch.cat({x}.chunk(2, 1)[::-1], 1)", "{x}.split(1, 1)[1:][0]", "torch.stack({x}.unbind(1)[::-1], 1)",
+    "torch.cat({x}.chunk(2, 1) + {x}.chunk(2, 1)[:1], 1)", "torch.cat(torch.split({x}, 1, 1), 1)",
     "{x}[:, [0, 0, 1]]", "{x}.select(1, 0).unsqueeze(1)", "{x}[:, 0]", "{x}[:, None, 0]",
 )  # fmt: skip
 POSITIONS = (
@@ -75,6 +77,7 @@ LAYOUTS = (
     "F.channel_shuffle({x}, {groups})", "F.pixel_shuffle({x}, 2)", "F.pixel_unshuffle({x}, 2)", "{x}.unsqueeze(1)",
     "{x}.reshape(len({x}), {groups}, -1, *{x}.shape[2:]).transpose(1, 2).reshape({x}.shape)", "{x}.swapaxes(1, 2)",
     "{x}.view(len({x}), -1)", "{x}.repeat(1, 2, *[1] * ({rank} - 2))", "{x}.expand(2, *{x}.shape).sum(0)",
+    "torch.stack([{x}, {x}]).sum(0)", "torch.stack(({x}, -{x}, {x}), 1).mean(1)",
     "{x}.unflatten(1, ({groups}, -1)).flatten(1, 2)",
 )  # fmt: skip
 

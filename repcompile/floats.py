@@ -1,0 +1,109 @@
+"""Which values surely hold floating-point numbers, whatever the model is called with.
+
+An image may come as bytes: `x / 255` makes floating point of it, and a convolution that took the division in would be
+given integers. Given: a graph and the rules.  Result: the values that cannot be integers, because of the operator that
+makes them, or of one that reads them: the graph is a straight line, so that all of its operators run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+
+from torch import fx
+
+from repcompile.capture import Captured
+from repcompile.constants import Constants
+from repcompile.inplace import is_opaque
+from repcompile.rules.ruleset import Rule, RuleSet
+
+KINDS = ("affine", "layout", "shape")
+CASTS = ("float", "double", "half", "bfloat16")
+# Operators without a rule that make nothing but floating point of floating point.
+PASSING = frozenset(
+    (
+        *("bmm", "baddbmm", "scaled_dot_product_attention", "where", "maximum", "minimum", "lerp", "pow", "addmm"),
+        *("cumsum", "sum", "amax", "amin", "stack", "expand", "repeat", "masked_fill", "unbind", "to_dense", "detach"),
+        *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "grid_sample", "unfold", "fold"),
+    )
+)
+
+
+def floating_values(
+    captured: Captured, rules: RuleSet, constants: Constants, numbers: Container[fx.Node]
+) -> frozenset[fx.Node]:
+    """The nodes whose values are floating-point tensors, or tuples of them.
+
+    numbers: the nodes that are computed from sizes alone.
+    """
+    search = _Search(captured, rules, constants, numbers)
+    search.forward()
+    search.backward()
+    search.forward()
+    return frozenset(search.found)
+
+
+class _Search:
+    def __init__(self, captured: Captured, rules: RuleSet, constants: Constants, numbers: Container[fx.Node]) -> None:
+        self._captured = captured
+        self._constants = constants
+        self._numbers = numbers
+        nodes = [node for node in captured.graph.nodes if node not in numbers and node.op != "output"]
+        found = (
+            (node, next(filter(None, (rules.find(node, captured, kind) for kind in KINDS)), None)) for node in nodes
+        )
+        self._rules: dict[fx.Node, Rule | None] = {}
+        for node in nodes:
+            found = (rules.find(node, captured, kind) for kind in KINDS)
+            self._rules[node] = next((rule for rule in found if rule is not None), None)
+        self.found: set[fx.Node] = {node for node in nodes if node in constants and constants.is_floating(node)}
+
+    def forward(self) -> None:
+        """From operands to results."""
+        for node, rule in self._rules.items():
+            if node not in self.found and node not in self._constants and self._is_made(node, rule):
+                self.found.add(node)
+
+    def backward(self) -> None:
+        """From results, and from operators that take nothing else, to operands."""
+        for node, rule in reversed(self._rules.items()):
+            if rule is not None and node not in self._constants:
+                self.found.update(self._required(node, rule))
+
+    def _is_made(self, node: fx.Node, rule: Rule | None) -> bool:
+        operands = self._operands(node)
+        if rule is None:
+            return self._is_passed_on(node, operands)
+        if rule.dtype in ("floating", "made"):
+            return "rounding_mode" not in node.kwargs
+        if rule.dtype == "same":
+            return not self.found.isdisjoint(operands[:1])
+        literal = rule.elementwise and any(isinstance(arg, float) for arg in node.args)
+        return rule.dtype in ("common", "promoted") and (literal or not self.found.isdisjoint(operands))
+
+    def _is_passed_on(self, node: fx.Node, operands: Sequence[fx.Node]) -> bool:
+        """Of an operator without a rule."""
+        known = not self.found.isdisjoint(operands)
+        if node.op == "call_module" and not is_opaque(node, self._captured.opaque):
+            return known or any(True for _ in self._captured.module(node).parameters())
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        calls = node.op in ("call_function", "call_method")
+        return calls and (name in CASTS or (name in PASSING and known))
+
+    def _required(self, node: fx.Node, rule: Rule) -> Iterable[fx.Node]:
+        """The operands that cannot be integers."""
+        operands = [operand for operand in self._operands(node) if operand not in self._constants]
+        if rule.dtype == "floating":
+            return operands[:1]
+        if rule.dtype == "common":
+            return operands if node in self.found else ()
+        if node not in self.found:
+            return ()
+        if rule.dtype == "same" and operands[:1] == self._operands(node)[:1]:
+            return operands[:1]
+        # a Python integer leaves the dtype alone, and makes no floating point of integers
+        leaves = rule.dtype == "promoted" and rule.elementwise and len(node.all_input_nodes) == 1
+        return operands if leaves and not any(isinstance(arg, float) for arg in node.args) else ()
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that it reads, in order."""
+        return [operand for operand in node.all_input_nodes if operand not in self._numbers]
