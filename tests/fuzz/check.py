@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import repcompile
 from repcompile import Compilation, RepcompileError, compile_model
+from repcompile.facts import UNPREPARED
 from tests.fuzz.build import build, inputs_of
 from tests.fuzz.generate import REFUSALS
 from tests.fuzz.program import Program
@@ -135,6 +136,9 @@ class _Checking:
         except Exception as error:  # whatever it is, nobody may see it
             raise Failure(f"raised {how}: {type(error).__name__}: {error}") from error
         self.rollbacks += [item.reason for item in result.rollbacks]
+        for item in result.report.left:
+            if item.reason.startswith(UNPREPARED):
+                raise Failure(f"unprepared {how}: {item.reason}")
         wrong = [item.reason for item in result.rollbacks if item.reason.startswith("differs by")]
         if wrong:
             raise Failure(f"rolled back {how}: {wrong[0]}")

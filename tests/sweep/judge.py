@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from repcompile.facts import UNPREPARED
 from tests.sweep.result import Counts, Result
 
 EXACT = 1e-10  # largest relative error of a model with float64 weights
@@ -39,6 +40,9 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
     yield from _worse("fuse(model, inputs)", result.before, result.informed)
     if result.before and result.before.norms == min((after.norms for after in _after(result)), default=0) > 0:
         yield f"none of the {result.before.norms} batch norms was folded"
+    for reason in result.left:
+        if reason.startswith(UNPREPARED):
+            yield f"a rule failed: {reason}"
     if result.silent:
         yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
 

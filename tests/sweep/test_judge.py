@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from repcompile.facts import UNPREPARED
 from tests.sweep.judge import problems_of
 from tests.sweep.result import Counts, Result
 
@@ -29,6 +30,7 @@ def test_nothing_is_wrong() -> None:
         (replace(FINE, informed=replace(AFTER, price=1.01)), "fuse(model, inputs): the estimated cost rose by 1.00%"),
         (replace(FINE, plain=UNFOLDED, informed=UNFOLDED), "none of the 2 batch norms was folded"),
         (replace(FINE, silent=("a.bn",)), "1 batch norms left without a reason, for example a.bn"),
+        (replace(FINE, left={f"{UNPREPARED} TypeError": 1}), f"a rule failed: {UNPREPARED} TypeError"),
         (replace(FINE, touched=("a.weight",)), "the user's model was touched: a.weight"),
     ],
 )
