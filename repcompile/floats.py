@@ -8,6 +8,7 @@ makes them, or of one that reads them: the graph is a straight line, so that all
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from types import NoneType
 
 from torch import fx
 
@@ -83,8 +84,9 @@ class _Search:
     def _is_passed_on(self, node: fx.Node, operands: Sequence[fx.Node]) -> bool:
         """Of an operator without a rule."""
         known = not self.found.isdisjoint(operands)
-        if node.op == "call_module" and not is_opaque(node, self._captured.opaque):
-            return known or any(True for _ in self._captured.module(node).parameters())
+        if node.op == "call_module":
+            own = self._captured.torch_class(node) is not NoneType and not is_opaque(node, self._captured.opaque)
+            return own and (known or any(True for _ in self._captured.module(node).parameters()))
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         calls = node.op in ("call_function", "call_method")
         return calls and (name in CASTS or (name in PASSING and known))

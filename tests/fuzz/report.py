@@ -143,6 +143,7 @@ def section(tally: Tally, seconds: float, command: str) -> str:
         f"| programs | {tally.programs:,} of {tally.steps:,} operators, in {seconds / 60:.0f} minutes |",
         f"| failures | {len(tally.failures)} |",
         f"| something was fused in | {tally.fused / max(tally.programs, 1):.1%} of them, {tally.regions:,} regions |",
+        f"| drawn, but refused by torch itself | {tally.skipped:,} |",
         f"| regions rolled back | {sum(tally.rollbacks.values())} |",
         f"| operators | {len(ops)}, in {len(pairs)} of {possible} pairs "
         f"of one that reads another; {often} at least ten times |",
