@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.axis import Axis
@@ -284,7 +285,9 @@ class _Interpreter:
 
     def _extras(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> dict[str, Any]:
         """What a rule asks for by the names of its parameters."""
-        found = {"owner": node.name, "shapes": [self._shapes.get(value) for value in values]}
+        leaves = tree_leaves((node.args, node.kwargs))  # where one may be twice
+        each = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in values]
+        found = {"owner": node.name, "shapes": [self._shapes.get(leaf) for leaf in each]}
         return {name: value for name, value in found.items() if rule.wants(name)}
 
     def _step(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Step | None:

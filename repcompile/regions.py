@@ -106,7 +106,7 @@ def _regions(
     priced: dict[tuple[Cost, ...], Fact] = {}
     for place in places(fact):
         after = pricing.of_region(place, fact, sink)
-        sure = not fact.path and (pricing.known or not _widens_with_border(place.map))
+        sure = not fact.path and (pricing.known or not _widens(place.map))
         if sure or _clearly_different(before, after, place.at != fact.home):
             priced.setdefault(after, place)
     return [Region(place, sink, interior, dying, before, after) for after, place in priced.items()]
@@ -126,9 +126,9 @@ def _clearly_different(before: Sequence[Cost], after: Sequence[Cost], moved: boo
     return new.launches < old.launches or (moved and new.macs <= old.macs)
 
 
-def _widens_with_border(x: Map) -> bool:
-    """Whether a border map runs on more positions than come in: it pays for images larger than their borders."""
-    return isinstance(x, Affine) and x.has_border and any(axis.growth > 0 for axis in x.axes)
+def _widens(x: Map) -> bool:
+    """Whether it runs on more positions than come in, on how many more only the image's size tells."""
+    return isinstance(x, Affine) and any(axis.growth > 0 for axis in x.axes)
 
 
 def _came_back(fact: Fact, sink: fx.Node) -> bool:
