@@ -30,6 +30,9 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
         raise ModelError(f"{captured.name} was captured for calls with other arguments than example_inputs")
     memo: dict[int, Any] = {}
     modules = {path: duplicate(module, memo) for path, module in captured.modules.items()}
+    for node in captured.graph.nodes:
+        if node.op == "call_module" and node.meta.get("inplace"):  # the graph is pure: others may read the operand
+            modules[str(node.target)].__dict__["inplace"] = False
     constants = copy.deepcopy(dict(captured.constants), memo)
     captured, inputs = replace(captured, modules=modules, constants=constants), copied(given)
     values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
