@@ -321,6 +321,16 @@ class Affine:
         return alike and self.mode == "zeros" and min(sides) < 0 < max(sides)
 
     @property
+    def spreads(self) -> bool:
+        """Whether only a transposed convolution computes it."""
+        return self.crops_and_pads or any(axis.up > 1 for axis in self.axes)
+
+    @property
+    def ends_evenly(self) -> bool:
+        """Whether a transposed convolution needs no crop: torch's pads alike, and may add a little behind."""
+        return all(0 <= axis.hi - axis.lo < max(axis.up, axis.dilation) for axis in self.axes)
+
+    @property
     def weights(self) -> int:
         """Number of entries of the kernel."""
         return self.c_out * (self.c_in // self.groups) * prod(axis.size for axis in self.axes)

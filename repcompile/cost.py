@@ -83,7 +83,7 @@ def cost_of_map(
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.is_diagonal or x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
-    plain = [] if transposed or x.crops_and_pads else [axis for axis in x.axes if axis.up == 1]
+    plain = [] if transposed or x.spreads else x.axes
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
     pads = any(axis.pads for axis in plain) and not alike
     crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
@@ -93,6 +93,8 @@ def cost_of_map(
     positions = before if transposed else after / prod(axis.up for axis in x.axes)
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     kernels += [cost_of_elementwise(1, x.c_in, before)] * (pads * kernels_of_padding(x) + crops)
+    if x.spreads and not transposed and not x.ends_evenly:
+        kernels.append(cost_of_elementwise(1, x.c_out, after))
     if x.has_border and x.reads_less:
         kernels += [cost_of_elementwise(1, x.c_in, before)] * 2
     elif x.has_border:

@@ -40,7 +40,7 @@ def emit(x: Affine, values: Values) -> nn.Module:
         if not x.axes:
             return _linear(x, values)
         values = _settled(x, values)
-        if x.crops_and_pads or any(axis.up > 1 for axis in x.axes):
+        if x.spreads:
             return _transposed(x, values)
         pad, conv = _convolution(x, values)
         if values.border is not None and _has_border(values):
@@ -90,8 +90,7 @@ def _transposed(x: Affine, values: Values) -> nn.Module:
     """A transposed convolution, and a crop where torch's pads alike on both sides."""
     if not x.has_operator:
         raise Inexact("no transposed convolution of torch's reads its input like that")
-    extra = [axis.hi - axis.lo for axis in x.axes]
-    native = all(0 <= more < max(axis.up, axis.dilation) for more, axis in zip(extra, x.axes, strict=True))
+    extra, native = [axis.hi - axis.lo for axis in x.axes], x.ends_evenly
     conv = TRANSPOSED[len(x.axes) - 1](
         x.c_in,
         x.c_out,
