@@ -24,6 +24,9 @@ class Arguments:
     inputs: names of the parameters that are the graph's inputs.  fixed: value of every other one.
     starred: name of `*args`, if there is one.  extra: how many of the inputs, the last ones, it holds.
     optional: the inputs that a call may leave out; the graph is for calls that give them, with tensors.
+    tensors: inputs that the graph takes for tensors, because the forward has asked; other calls give something else.
+    containers: inputs that hold tensors, as the example shows.
+    given: inputs that are not None, because the model compares something with None.
     closed: whether the forward takes no `**kwargs`, which are empty in this call.
     """
 
@@ -34,11 +37,15 @@ class Arguments:
     optional: tuple[str, ...] = ()
     extra: int = 0
     closed: bool = True
+    tensors: frozenset[str] = frozenset()
+    containers: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
 
     @property
     def only_one(self) -> bool:
         """Whether there is no other way of calling the model."""
-        return not self.fixed and not self.optional and self.starred is None and self.closed
+        others = self.fixed or self.optional or self.tensors or self.given
+        return not others and self.starred is None and self.closed
 
     def call(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """(args, kwargs) of this call, with `values` for the inputs."""
@@ -58,6 +65,8 @@ class Arguments:
             return None
         same = all(same_value(given[name], value) for name, value in self.fixed.items())
         alike = same and all(_holds_tensor(given[name]) for name in self.optional)
+        alike = alike and all(isinstance(given[name], Tensor) for name in self.tensors)
+        alike = alike and all(given[name] is not None for name in self.given)
         return [given[name] for name in self.inputs] if alike else None
 
     def fits(self, module: nn.Module) -> bool:
@@ -83,13 +92,21 @@ def arguments_of(name: str, forward: Callable[..., Any], examples: Sequence[Any]
     closed = all(p.kind is not p.VAR_KEYWORD for p in parameters)
     more = _starred(starred, positions, examples)
     given = dict(zip(positions, _checked(name, named, positions, examples, starred), strict=False))
-    inputs = tuple(p.name for p in named if p.default is p.empty or _holds_tensor(given.get(p.name)))
+    inputs = tuple(p.name for p in named if _is_input(p, given))
     inputs = (*inputs, *more) or _likely(positions, named, examples)
     if not inputs:
         raise Untraceable("it takes no argument by name; example_inputs tell how it is called")
     fixed = {p.name: given.get(p.name, p.default) for p in named if p.name not in inputs}
     optional = tuple(p.name for p in named if p.name in inputs and p.default is not p.empty)
-    return Arguments(positions, inputs, fixed, starred, optional, len(more), closed)
+    containers = frozenset(n for n in inputs if n in given and not isinstance(given[n], Tensor))
+    return Arguments(positions, inputs, fixed, starred, optional, len(more), closed, containers=containers)
+
+
+def _is_input(parameter: inspect.Parameter, given: Mapping[str, Any]) -> bool:
+    """Whether it holds tensors, or nobody knows what it holds: an argument without a default and without an example."""
+    if parameter.name in given or parameter.default is not parameter.empty:
+        return _holds_tensor(given.get(parameter.name))
+    return True
 
 
 def _starred(starred: str | None, positions: Sequence[str], examples: Sequence[Any] | None) -> tuple[str, ...]:

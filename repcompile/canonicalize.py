@@ -33,7 +33,8 @@ ACTIVATIONS = (
 )
 KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-FLOATING_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, F.batch_norm, F.layer_norm, F.group_norm)
+FLOATING_FUNCTIONS = (F.batch_norm, F.layer_norm, F.group_norm)
+COMMON_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear)  # of the weight's dtype
 COPYING = {"view": "reshape", "view_as": "reshape_as"}  # the same, also where strides turn out other than they were
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
@@ -44,12 +45,15 @@ def canonicalize(captured: Captured) -> Captured:
     surround(captured.graph)
     seen: dict[Any, fx.Node] = {}
     written = exposed(captured.graph, captured.opaque, captured.classes)
+    returned = _returned(captured)
     for node in list(captured.graph.nodes):
         if node.op == "call_method" and node.target in COPYING and _of_sizes(node):
             node.target = COPYING[str(node.target)]
         if captured.stays(node):
             continue
         if _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
+            if node in returned and not _is_name(node, captured) and not _is_spare(_operand(node), captured):
+                continue  # the caller may write to it
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
         elif question_of(node) is not None:
@@ -104,6 +108,20 @@ def _is_copy_of(node: fx.Node, written: Container[fx.Node], captured: Captured) 
     return value in written
 
 
+def _returned(captured: Captured) -> frozenset[fx.Node]:
+    """The values that the caller gets, as they are or as views."""
+    found: set[fx.Node] = set()
+    for node in reversed(captured.graph.nodes):
+        if any(u.op == "output" or (u in found and not is_fresh(u, captured.classes)) for u in node.users):
+            found.add(node)
+    return frozenset(found)
+
+
+def _is_spare(value: fx.Node, captured: Captured) -> bool:
+    """Whether nobody but its one reader has it."""
+    return len(value.users) == 1 and is_fresh(value, captured.classes)
+
+
 def _is_name(node: fx.Node, captured: Captured) -> bool:
     """Whether it returns its operand itself, and not an equal tensor."""
     return issubclass(captured.torch_class(node), (nn.Identity, *DROPOUTS)) or node.target in DROPOUT_FUNCTIONS
@@ -119,12 +137,14 @@ def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:
     tensor, width = captured.constants[str(gain.target)], _width(value, captured)
     if width is None or not tensor.is_floating_point() or not bool((tensor == 1).all()):
         return False
-    channels, n_axes = width
-    return tensor.numel() == 1 or tuple(tensor.shape) in ((channels, *[1] * n_axes), (1, channels, *[1] * n_axes))
+    channels, n_axes, dtype = width
+    alike = tensor.dtype == dtype or not tensor.dim()
+    one = tensor.numel() == 1 and tensor.dim() <= n_axes + 1  # more axes would give an image alone a batch
+    return alike and (one or tuple(tensor.shape) == (channels, *[1] * n_axes))
 
 
-def _width(node: fx.Node, captured: Captured) -> tuple[int, int] | None:
-    """(channels, axes behind them) of what a convolution, a norm or a Linear made, perhaps with an activation."""
+def _width(node: fx.Node, captured: Captured) -> tuple[int, int, torch.dtype] | None:
+    """(channels, axes behind them, dtype) of what a convolution, a norm or a Linear made, or an activation of it."""
     while _same_answer(node, "shape", captured) and not isinstance(captured.modules.get(str(node.target)), NORMS):
         (node, *_) = node.all_input_nodes
     module: Any = captured.modules.get(str(node.target)) if node.op == "call_module" else None
@@ -133,7 +153,8 @@ def _width(node: fx.Node, captured: Captured) -> tuple[int, int] | None:
     n_axes = next((n for n, classes in kinds if issubclass(cls, classes)), None)
     names = ("out_channels", "num_features", "out_features")
     channels = next((getattr(module, name) for name in names if hasattr(module, name)), None)
-    return None if n_axes is None or channels is None else (channels, n_axes)
+    weight = getattr(module, "weight", None)
+    return None if n_axes is None or channels is None or weight is None else (channels, n_axes, weight.dtype)
 
 
 def _neutral(node: fx.Node) -> bool:
@@ -154,6 +175,9 @@ def _floating(node: fx.Node, captured: Captured, depth: int = 3) -> bool:
         return issubclass(cls, FLOATING_MODULES) or (passes and _floating(_operand(node), captured, depth - 1))
     if node.op != "call_function" or depth == 0:
         return False
+    if node.target in COMMON_FUNCTIONS:
+        weight = captured.constants.get(str(getattr(node.args[1], "target", ""))) if len(node.args) > 1 else None
+        return isinstance(weight, torch.Tensor) and weight.is_floating_point()
     arithmetic = node.target in (operator.add, operator.sub, operator.mul, *KEEP_SIZE_FUNCTIONS)
     operands = node.all_input_nodes if arithmetic else ()
     return node.target in FLOATING_FUNCTIONS or any(_floating(operand, captured, depth - 1) for operand in operands)

@@ -7,7 +7,7 @@ traced is a leaf of the graph, with the reason.  The module is not touched: `tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
@@ -22,6 +22,7 @@ from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized
 from repcompile.memory import Changed
 from repcompile.modules import MODULES, FixedDtype
+from repcompile.questions import asks_for_none
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.spelling import respell
 from repcompile.tracing import KEPT, trace
@@ -101,7 +102,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
-            graph = placed(functionalized(traced.graph, modules, classes))
+            graph = placed(functionalized(traced.graph, modules, classes, _mixes(model)))
             break
         except (Changed, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
@@ -117,7 +118,7 @@ def capture(
         transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
         type(model).__name__,
-        arguments,
+        _told(arguments, traced.asked, model),
         plain_attributes(model),
         selection,
     )
@@ -144,6 +145,20 @@ def called(node: fx.Node, captured: Captured) -> str:
         return f"{path!r} ({type(captured.module(node)).__name__})"
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return f"{name!r} in {path!r}" if path else f"{name!r} in {captured.name}"
+
+
+def _told(arguments: Arguments, asked: frozenset[str], model: nn.Module) -> Arguments:
+    """The call, with what the trace took for granted of its inputs."""
+    sure = {*arguments.containers, *arguments.optional}  # compared with every call
+    several = len(arguments.inputs) > 1 and any(map(asks_for_none, model.modules()))
+    given = frozenset(arguments.inputs if several else ()) - sure
+    return replace(arguments, tensors=asked - sure, given=given)
+
+
+def _mixes(model: nn.Module) -> bool:
+    """Whether the model has floating-point numbers of several dtypes."""
+    tensors = (*model.parameters(), *model.buffers())
+    return len({tensor.dtype for tensor in tensors if tensor.is_floating_point()}) > 1
 
 
 def _classes(

@@ -35,7 +35,7 @@ from repcompile.errors import Untraceable
 from repcompile.memory import contents
 from repcompile.observed import Observed, as_at_any_run, undisturbed
 from repcompile.programs import captured_program, freezes_kinds, guards_of
-from repcompile.questions import asks_how_it_runs
+from repcompile.questions import asks_for_identity, asks_how_it_runs
 from repcompile.reasons import reason_of
 from repcompile.wrappers import own_call
 
@@ -82,6 +82,8 @@ def _require_plain(module: nn.Module) -> None:
         raise Untraceable("a module in it is in training mode")
     if any(map(asks_how_it_runs, parts)):
         raise Untraceable("it asks whether autocast is enabled, or for the default dtype")
+    if any(map(asks_for_identity, parts)):
+        raise Untraceable("it asks whether two values are one object")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise Untraceable("autocast is enabled")
 

@@ -458,7 +458,7 @@ class _Interpreter:
         """The operand's shape, with the map's channels and positions; None where nothing proves it."""
         shapes = [self._shapes.get(value) for value in values]
         near = next((fact.map for fact in facts if not fact.path), None)
-        if near is None and len(values) == 2 and self._elementwise(node):
+        if near is None and len(values) == len(node.all_input_nodes) == 2 and self._elementwise(node):
             return broadcast(shapes[0], shapes[1], node.name)
         first = next((shape for shape in shapes if shape is not None), None)
         if near is None:

@@ -7,9 +7,12 @@ makes them, or of one that reads them: the graph is a straight line, so that all
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container, Iterable, Sequence
 from types import NoneType
+from typing import Any
 
+import torch
 from torch import fx
 
 from repcompile.capture import Captured
@@ -56,6 +59,7 @@ class _Search:
         for node in nodes:
             found = (rules.find(node, captured, kind) for kind in KINDS)
             self._rules[node] = next((rule for rule in found if rule is not None), None)
+        self._constants_read = {node for node in nodes if node in constants}
         self.found: set[fx.Node] = {node for node in nodes if node in constants and constants.is_floating(node)}
 
     def forward(self) -> None:
@@ -71,13 +75,18 @@ class _Search:
                 self.found.update(self._required(node, rule))
 
     def _is_made(self, node: fx.Node, rule: Rule | None) -> bool:
+        dtype = _asked_dtype(node)
+        if dtype is not None:
+            return dtype.is_floating_point
+        if self._gives_indices(node):
+            return False
         operands = self._operands(node)
         if rule is None:
             return self._is_passed_on(node, operands)
         if rule.dtype in ("floating", "made"):
             return "rounding_mode" not in node.kwargs
         if rule.dtype == "same":
-            return not self.found.isdisjoint(operands[:1])
+            return _first(node) in self.found
         literal = rule.elementwise and any(isinstance(arg, float) for arg in node.args)
         return rule.dtype in ("common", "promoted") and (literal or not self.found.isdisjoint(operands))
 
@@ -87,25 +96,58 @@ class _Search:
         if node.op == "call_module":
             own = self._captured.torch_class(node) is not NoneType and not is_opaque(node, self._captured.opaque)
             return own and (known or any(True for _ in self._captured.module(node).parameters()))
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        calls = node.op in ("call_function", "call_method")
-        return calls and (name in CASTS or (name in PASSING and known))
+        if node.op not in ("call_function", "call_method"):
+            return False
+        name = _name(node)
+        one_of = len(node.args) == 1 and name == "where"  # the places that are not zero
+        return name in CASTS or (name in PASSING and known and not one_of)
+
+    def _gives_indices(self, node: fx.Node) -> bool:
+        """Whether it is a pool that returns the places of the largest values too."""
+        if node.op == "call_module":
+            return bool(getattr(self._captured.module(node), "return_indices", False))
+        return bool(node.kwargs.get("return_indices")) or ("max_pool" in _name(node) and True in node.args[2:])
 
     def _required(self, node: fx.Node, rule: Rule) -> Iterable[fx.Node]:
         """The operands that cannot be integers."""
-        operands = [operand for operand in self._operands(node) if operand not in self._constants]
+        first = _first(node)
+        known = {first} if isinstance(first, fx.Node) and first not in self._numbers else set[fx.Node]()
         if rule.dtype == "floating":
-            return operands[:1]
-        if rule.dtype == "common":
-            return operands if node in self.found else ()
-        if node not in self.found:
+            return known - self._constants_read
+        if node not in self.found or _asked_dtype(node) is not None or self._gives_indices(node):
             return ()
-        if rule.dtype == "same" and operands[:1] == self._operands(node)[:1]:
-            return operands[:1]
+        if rule.dtype == "common":
+            return [operand for operand in self._operands(node) if operand not in self._constants]
+        if rule.dtype == "same":
+            return () if self._picks_part(node) else known - self._constants_read
         # a Python integer leaves the dtype alone, and makes no floating point of integers
         leaves = rule.dtype == "promoted" and rule.elementwise and len(node.all_input_nodes) == 1
-        return operands if leaves and not any(isinstance(arg, float) for arg in node.args) else ()
+        return self._operands(node) if leaves and not any(isinstance(arg, float) for arg in node.args) else ()
+
+    def _picks_part(self, node: fx.Node) -> bool:
+        """Whether it picks something from what may be a tuple or a dict, whose other parts may be anything."""
+        if node.target is not operator.getitem or not isinstance(node.args[1], int | str):
+            return False
+        rule = self._rules.get(node.args[0])  # type: ignore[arg-type]
+        return rule is None or not rule.wants("part")
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that it reads, in order."""
         return [operand for operand in node.all_input_nodes if operand not in self._numbers]
+
+
+def _first(node: fx.Node) -> Any:
+    """What it works on, by position or by name."""
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def _asked_dtype(node: fx.Node) -> torch.dtype | None:
+    """The dtype that the call names, which the result has then."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    named = (*node.args, *node.kwargs.values())
+    return next((value for value in named if isinstance(value, torch.dtype)), None)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -43,7 +43,11 @@ def magnitude(x: Affine, image: Tensor, read: Reader = in_float64) -> Tensor:
         extra = (None if constant is None else constant.magnitude(read) for constant in (leaf.bias, leaf.border))
         return Values(leaf.kernel.magnitude(read), *extra)
 
-    return _magnitude(x, image, positive, {})
+    result = _magnitude(x, image, positive, {})
+    if not (x.has_border and x.reads_less):
+        return result
+    border = _fold(x, positive, {}).border  # a value around the image: its products, and a bias that they cancel
+    return result if border is None else result + 2 * border.flatten(1).sum(1).reshape(-1, *[1] * len(x.axes))
 
 
 def _magnitude(x: Affine, image: Tensor, read: LeafReader, done: Positive) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dis
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from types import CodeType, FrameType
 
-NEUTRAL = ("CACHE", "PRECALL", "PUSH_NULL", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
+NEUTRAL = ("CACHE", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
 
 
 def unpacked(frame: FrameType | None) -> int | None:
@@ -46,19 +47,49 @@ def callee(frame: FrameType | None) -> str | None:
     return "isinstance" if meaning is isinstance else name
 
 
+def told(frame: FrameType | None) -> str | None:
+    """The last name of what is called with the text that the running instruction of `frame` formats, "raise" if it is
+    raised; None if it becomes something else, or if nobody knows.
+    """
+    if frame is None:
+        return None
+    instructions, places = _instructions(frame.f_code)
+    depth = 0
+    for place in range(places[frame.f_lasti] + 1, len(instructions)):
+        instruction = instructions[place]
+        if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
+            return None
+        depth += dis.stack_effect(instruction.opcode, instruction.arg)
+        if depth >= 0 or instruction.opname == "PRECALL":
+            continue
+        if instruction.opname in ("BUILD_STRING", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC"):
+            depth = 0
+            continue
+        if instruction.opname.startswith("CALL"):
+            return _callable_of(instructions, place)
+        return "raise" if instruction.opname == "RAISE_VARARGS" else None
+    return None
+
+
 def _callable_of(instructions: Sequence[dis.Instruction], place: int) -> str | None:
     """Walk back over the arguments of a call, to what put the callable on the stack."""
     pushed, arguments = 0, instructions[place].arg or 0
     if instructions[place].opname == "CALL_FUNCTION_EX":  # `f(*args)` or `f(*args, **kwargs)`
         arguments = 1 + (arguments & 1)
-    for instruction in reversed(instructions[:place]):
-        if instruction.opname in NEUTRAL:
+    if instructions[place].opname == "CALL_KW":  # and the names
+        arguments += 1
+    start = place - (instructions[place - 1].opname == "PRECALL")  # which belongs to this call
+    for index in reversed(range(start)):
+        instruction = instructions[index]
+        if instruction.opname in NEUTRAL or (instruction.opname == "PUSH_NULL" and pushed == arguments):
             continue
         if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:  # as in `f(a if b else c)`
             return None
         pushed += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
         if pushed > arguments:
-            return str(instruction.argval)
+            attributes = takewhile(lambda i: i.opname in ("LOAD_ATTR", *NEUTRAL), instructions[index + 1 : start])
+            names = [i.argval for i in attributes if i.opname == "LOAD_ATTR"]
+            return str([instruction.argval, *names][-1])
     return None
 
 

@@ -23,6 +23,10 @@ from repcompile.spelling import parameters
 Classes = Mapping[str, type[nn.Module]]
 
 
+HORIZON = 64  # values that are looked at in search of a cast
+CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
+
+
 class Unprovable(Exception):
     """Something else may look at the tensor that is written to.  paths: the module that does it."""
 
@@ -31,10 +35,13 @@ class Unprovable(Exception):
         self.paths = (str(node.meta.get("path", "")),)
 
 
-def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: Classes) -> fx.Graph:
+def functionalized(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], classes: Classes, mixed: bool = False
+) -> fx.Graph:
     """The graph without writes.  Raises Unprovable if a written tensor has, or may have, other names.
 
     classes: of the modules that compute what their torch.nn class computes; the others may do anything, and are left.
+    mixed: whether the weights have several dtypes.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -42,10 +49,43 @@ def functionalized(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: C
         if written is None:
             continue
         _require_unseen(node, written, order, classes)
-        for user in [user for user in written.users if order[user] > order[node]]:
-            user.replace_input_with(written, node)
+        users = [user for user in written.users if order[user] > order[node]]
         _make_pure(node)
+        result = _as_written(node, written) if mixed or _is_cast(node) else node
+        for user in users:
+            user.replace_input_with(written, result)
+        if result is not node:
+            order[result] = order[node]
+            for user in [user for user in node.users if user is not result]:
+                user.replace_input_with(node, result)
     return graph
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a dtype was asked for on the way to what `node` reads, since a module with weights made it."""
+    stack, seen = list(node.all_input_nodes), set[fx.Node]()
+    while stack and len(seen) < HORIZON:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        name = value.target if isinstance(value.target, str) else getattr(value.target, "__name__", "")
+        asked = (*value.args, *value.kwargs.values())
+        if name in CASTS or any(isinstance(each, torch.dtype) for each in asked):
+            return True
+        if value.op != "call_module":
+            stack += value.all_input_nodes
+    return False
+
+
+def _as_written(node: fx.Node, written: fx.Node) -> fx.Node:
+    """What `node` computes of several values, in the dtype of the tensor that it was written to."""
+    if len(node.all_input_nodes) < 2 or node.target is put:
+        return node
+    with node.graph.inserting_after(node):
+        result = node.graph.call_method("type_as", (node, written))
+    result.meta = {**node.meta, "inplace": False}
+    return result
 
 
 def write_again(graph: fx.Graph, classes: Classes) -> None:

@@ -194,7 +194,8 @@ def _place_of_entries(fact: Fact, leader: Fact, n_axes: int) -> int | None:
 def _window(x: Affine, leader: Fact, positions: Shape) -> list[int] | None:
     """The size of the images that `x` reads.
 
-    Where nothing tells it, it is that of the leader's result, to which they are added: no other size would fit both.
+    Where nothing tells it, it is that of the leader's result, to which they are added: no other size would fit both,
+    unless one of them is 1, which is broadcast.
     """
     sizes = [size.known for size in positions]
     if None not in sizes:
@@ -203,7 +204,8 @@ def _window(x: Affine, leader: Fact, positions: Shape) -> list[int] | None:
     keeps = all(axis.stride == axis.up == 1 and axis.growth == 0 for axis in x.axes)
     found = [size or 0 for size in result]
     fits = isinstance(leader.map, Affine) and x.c_in * prod(found) == leader.map.c_in
-    return found if keeps and fits and None not in result else None
+    alone = len(found) == 1 or 1 not in found
+    return found if keeps and fits and alone and None not in result else None
 
 
 def _deals_out(steps: Sequence[Step], axis: int, sizes: Sequence[int]) -> bool:

@@ -10,6 +10,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,19 +18,26 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import is_tensor_method_or_property
 
-from repcompile.frames import callee, reads, unpacked
+from repcompile.frames import callee, reads, told, unpacked
 
 FX = os.path.dirname(fx.__file__)
+OURS = os.path.dirname(__file__)
+CLASSES = {  # of what a tensor is asked for
+    **{"shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout},
+    **{"is_cuda": bool, "dim": int, "numel": int},
+}
+MESSAGES = ("raise", "_assert", "warn", "warn_once", "warning", "info", "debug", "error", "log", "print")
+RAISED = ("Error", "Exception", "Warning")
+OF_INTEGERS = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
 class Value:
     """A value of the graph: a size, a number, a tuple of tensors, anything that is no tensor.
 
-    tracer: has `create_proxy`, `refusal(reason)`, `probed(frame)` and `settled(frame)`.
+    tracer: has `create_proxy`, `refusal(reason)`, `probed(frame)`, `settled(frame)` and the set `asked`.
     """
 
     __array_priority__ = 1000  # numpy's scalars leave arithmetic to us, as they do to tensors
-    __hash__ = object.__hash__
     node: fx.Node
     tracer: Any
 
@@ -49,6 +57,25 @@ class Value:
         if is_tensor_method_or_property(function):
             return tracer.create_proxy("call_method", function.__name__, args, kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What `isinstance` is told of sizes and the like; the class of others only the run will know."""
+        frame = inspect.currentframe()
+        asking = _asking(frame.f_back if frame else None)
+        if asking not in ("isinstance", "", None):
+            return type(self)
+        known = None if asking is None else _class_of(self.node)
+        if known is None:
+            raise self.tracer.refusal("asks for the class of a value that only the run will know")
+        return known
+
+    def __hash__(self) -> int:
+        """Equal values are one key, and which are equal only the run will know."""
+        frame = inspect.currentframe()
+        if not _is_inside(frame.f_back if frame else None):
+            raise self.tracer.refusal("looks up a value that only the run will know")
+        return object.__hash__(self)
 
     def __fx_create_arg__(self, tracer: Any) -> fx.Node:
         return self.node
@@ -85,6 +112,10 @@ class Value:
         return UnknownText(f"{root.node.op} {root.node.target} {name}", self.tracer)
 
     def __format__(self, specification: str) -> str:
+        frame = inspect.currentframe()
+        told_to = told(frame.f_back if frame else None)
+        if told_to is None or not (told_to in MESSAGES or told_to.endswith(RAISED)):  # a key, perhaps
+            raise self.tracer.refusal("needs the text of a value that only the run will know")
         return f"<{vars(self).get('name', 'value')}>"  # in messages, which nobody branches on
 
 
@@ -115,6 +146,8 @@ class TensorValue(Value):
     Augmented assignment is recorded as what it is: in place.
     """
 
+    __hash__ = object.__hash__
+
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What `isinstance` is told; torch's own functions in C++ would take it for memory of theirs, and crash."""
@@ -122,12 +155,22 @@ class TensorValue(Value):
         asking = callee(frame.f_back if frame else None)
         if asking is None:
             raise self.tracer.refusal("asks in a roundabout way whether a value is a tensor")
+        self._note()
         return Tensor if asking in ("isinstance", "") else type(self)
 
     def __getattr__(self, name: str) -> Any:
+        frame = inspect.currentframe()
         if name == "_is_param" or name.startswith("__") or not hasattr(Tensor, name):
+            self._note()
             raise AttributeError(name)  # the first is what `isinstance(x, nn.Parameter)` asks
+        if callee(frame.f_back if frame else None) in ("hasattr", "getattr"):
+            self._note()
         return Attribute(self, name)
+
+    def _note(self) -> None:
+        """Somebody has asked whether an input is a tensor."""
+        if self.node.op == "placeholder":
+            self.tracer.asked.add(str(self.node.target))
 
 
 class ResultValue(TensorValue):
@@ -200,6 +243,31 @@ class ConstantValue(TensorValue):
 
     def is_floating_point(self) -> bool:
         return bool(self._tensor.is_floating_point())
+
+
+def _asking(frame: FrameType | None) -> str | None:
+    """Whom the running instruction of `frame` calls, as `callee` has it; ours and torch.fx ask for no user."""
+    return OURS if _is_inside(frame) else callee(frame)
+
+
+def _is_inside(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith((FX, OURS))
+
+
+def _class_of(node: Any) -> type | None:
+    """The class of a size, or of what is computed from sizes; None if nobody knows."""
+    if isinstance(node, bool | int):
+        return type(node)
+    if not isinstance(node, fx.Node):
+        return None
+    name = node.args[1] if node.target is getattr else node.target
+    if name == "size" and node.op == "call_method":
+        return torch.Size if len(node.args) == 1 and not node.kwargs else int
+    if node.target is getattr or node.op == "call_method":
+        return CLASSES.get(str(name))
+    if node.target is operator.getitem and _class_of(node.args[0]) is torch.Size:
+        return torch.Size if isinstance(node.args[1], slice) else int
+    return int if node.target in OF_INTEGERS and {_class_of(arg) for arg in node.args} == {int} else None
 
 
 def tracer_of(arguments: Any) -> Any:

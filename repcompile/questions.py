@@ -9,11 +9,15 @@ from __future__ import annotations
 import dis
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
+NEUTRAL = ("PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG")
+ANSWERS = ("shape", "dtype", "device")  # new objects every time, or the same one
 COMPARISONS = ("IS_OP", "COMPARE_OP", "CONTAINS_OP")
 REACH = 4  # instructions between the call of `type` and the comparison: the other operand is loaded in between
 
@@ -26,6 +30,16 @@ RUNNING = frozenset(
 def asks_for_type(module: nn.Module) -> bool:
     """Whether the forward of `module` compares the type of something, as far as its functions can be found by name."""
     return any(map(_compares_type, _code_of(module)))
+
+
+def asks_for_identity(module: nn.Module) -> bool:
+    """Whether the forward of `module` asks whether two values are one object, as far as its functions can be found."""
+    return any(map(_compares_identity, _code_of(module)))
+
+
+def asks_for_none(module: nn.Module) -> bool:
+    """Whether the forward of `module` asks whether a variable is None, as far as its functions can be found."""
+    return any(map(_compares_none, _code_of(module)))
 
 
 def asks_how_it_runs(module: nn.Module) -> bool:
@@ -85,12 +99,49 @@ def _compares_type(code: CodeType) -> bool:
     return "type" in code.co_names and any(_comparison_at(list(dis.get_instructions(code))))
 
 
+@cache
+def _compares_identity(code: CodeType) -> bool:
+    if any(_compares_identity(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
+        return True
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in NEUTRAL]
+    asked = any(i.opname == "LOAD_GLOBAL" and i.argval == "id" for i in instructions)
+    places = [place for place, i in enumerate(instructions) if i.opname == "IS_OP" and place]
+    return asked or any(_varies(instructions[place - 1]) or _picks_size(instructions[:place]) for place in places)
+
+
+def _picks_size(before: list[dis.Instruction]) -> bool:
+    """Whether the last thing that happened is `x.shape[number]`."""
+    return len(before) > 2 and before[-1].opname == "BINARY_SUBSCR" and before[-3].argval in ANSWERS
+
+
+def _varies(operand: dis.Instruction) -> bool:
+    """Whether what an instruction loads is computed, and no class, no module, no constant of somebody's."""
+    if operand.opname == "LOAD_ATTR":
+        return operand.argval in ANSWERS or isinstance(getattr(torch, str(operand.argval), None), torch.dtype)
+    return _is_variable(operand)
+
+
+@cache
+def _compares_none(code: CodeType) -> bool:
+    if any(_compares_none(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
+        return True
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in NEUTRAL]
+    jumps = [a for a, b in pairwise(instructions) if b.opname.endswith("_NONE")]
+    triples = zip(instructions, instructions[1:], instructions[2:], strict=False)
+    compared = [a for a, b, c in triples if (b.opname, b.argval, c.opname) == ("LOAD_CONST", None, "IS_OP")]
+    return any(_is_variable(operand) for operand in (*jumps, *compared))
+
+
+def _is_variable(operand: dis.Instruction) -> bool:
+    return operand.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and operand.argval not in ("self", "cls")
+
+
 def _comparison_at(instructions: list[dis.Instruction]) -> Iterator[bool]:
     """For each `type(x)`: whether the result is compared.  `type(self)` is nobody's tensor."""
     for place, instruction in enumerate(instructions):
         if instruction.opname != "LOAD_GLOBAL" or instruction.argval != "type":
             continue
-        rest = [i for i in instructions[place + 1 :] if i.opname not in ("PUSH_NULL", "PRECALL", "CACHE")]
+        rest = [i for i in instructions[place + 1 :] if i.opname not in NEUTRAL]
         call = next((index for index, i in enumerate(rest) if i.opname.startswith("CALL")), None)
         if call is not None and rest[0].argval not in ("self", "cls"):
             yield any(i.opname in COMPARISONS for i in rest[call + 1 : call + 1 + REACH])

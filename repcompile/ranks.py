@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
@@ -22,8 +22,8 @@ from repcompile.inquiries import question_of
 from repcompile.modules import of_rank
 from repcompile.readers import letters_of
 from repcompile.regions import Region
+from repcompile.regroup import PARTICULAR
 
-PARTICULAR = (nn.BatchNorm2d, nn.BatchNorm3d)  # take one number of axes
 JOINING = (
     *("add", "sub", "mul", "div", "addcmul"),
     "truediv",

@@ -22,14 +22,14 @@ READERS = {  # spatial axes -> modules that tell how many axes and channels thei
     3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
 }
 
-KEEP_CHANNELS = (
+ALONG_THEIR_AXES = (  # one, two or three axes from the last, as their names say
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
 )
+KEEP_CHANNELS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU)
 
 KEEP_CHANNELS_FUNCTIONS = (
     put,
@@ -82,7 +82,8 @@ def _written_out(user: fx.Node, node: fx.Node, constants: Constants) -> Shape | 
     known = dict[str, int]()
     for operand, axes in letters.items():
         if operand in constants:
-            known |= zip(axes, _sizes_of(operand, constants) or (), strict=False)
+            sizes = _sizes_of(operand, constants) or ()
+            known |= {axis: size for axis, size in zip(axes, sizes, strict=False) if size != 1}  # 1 is broadcast
     axes = letters[node]
     return tuple(Size(known[a]) if a in known else s for a, s in zip(axes, named(node.name, len(axes)), strict=True))
 
@@ -113,7 +114,7 @@ def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx
     users = [user for user in node.users if _reads_first(user, node)]
     found = [(user, 0) for user in users]
     for user in users if depth else ():
-        padded = _axes_padded(user)
+        padded = _axes_padded(user, captured)
         module = user.op == "call_module" and issubclass(captured.torch_class(user), KEEP_CHANNELS)
         if module or padded or user.target in KEEP_CHANNELS_FUNCTIONS or _has_a_number(user):
             found += [(reader, max(padded, more)) for reader, more in _readers(user, captured, depth - 1)]
@@ -130,7 +131,10 @@ def _has_a_number(user: fx.Node) -> bool:
     return user.target in ARITHMETIC and len(user.args) == 2 and isinstance(user.args[1], int | float)
 
 
-def _axes_padded(user: fx.Node) -> int:
-    """How many axes, from the last, `F.pad` may change; 0 if it is something else."""
+def _axes_padded(user: fx.Node, captured: Captured) -> int:
+    """How many axes, from the last, a padding or a pool may change; 0 if it is something else."""
+    if user.op == "call_module":
+        bases = captured.torch_class(user).__mro__
+        return next((int(base.__name__[-2]) for base in bases if base in ALONG_THEIR_AXES), 0)
     pads: Any = (*user.args[1:], user.kwargs.get("pad"))[0] if user.target is F.pad else ()
     return (len(pads) + 1) // 2 if isinstance(pads, list | tuple) else 0

@@ -24,10 +24,12 @@ from repcompile.capture import Captured
 from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.inquiries import question_of
+from repcompile.modules import of_rank
 from repcompile.paths import Fact, aligned
 from repcompile.spelling import ADDITIONS, MULTIPLICATIONS, SUBTRACTIONS
 
 MOST_TERMS = 64
+PARTICULAR = (nn.BatchNorm2d, nn.BatchNorm3d)  # take one number of axes
 FEW = 3  # terms, which two operators add: as many as stack them and add along the stack
 TWIN = "twin"  # in a node's `meta`: the node that it does the same as, so that those that stay can be one again
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -220,7 +222,7 @@ class _Editor:
         stack: Any = node.args[0]
         values: Sequence[fx.Node] = stack.args[0]
         few = len(values) <= FEW or len(self._groups([Term(value) for value in values])) <= FEW
-        if self._floating.isdisjoint(values) or not few:
+        if not self._floating.issuperset(values) or not few:
             return
         with node.graph.inserting_before(node):
             total = self._summed([Term(value) for value in values], node).value
@@ -277,11 +279,37 @@ class _Editor:
         )
         if shared or alone > 1 or not any(takers) or (alone and ahead):
             return
+        if isinstance(numbers, _Numbers) and self._is_sum(operand) and not self._of_one_dtype(numbers, terms):
+            return  # a batch norm returns what it gets; a product with its gain is promoted
         with node.graph.inserting_before(node):
             if self._is_sum(operand):
-                self._replace(node, self._over_sum(node, terms, takers.index(True), near, numbers))
+                total = self._over_sum(node, terms, takers.index(True), near, numbers)
+                if isinstance(numbers, _Numbers) and not issubclass(self._captured.torch_class(node), PARTICULAR):
+                    total = self._new(of_rank, (total, len(near.axes) + 2), node)
+                self._replace(node, total)
             elif isinstance(numbers, _Numbers):
                 self._over_cat(node, operand, near, numbers)
+
+    def _of_one_dtype(self, numbers: _Numbers, terms: Sequence[Term]) -> bool:
+        """Whether the weights of the terms, as far as they have some, are of the norm's dtype."""
+        own = {self._dtype_of(given) for given in numbers.given if given is not None}
+        others = {dtype for term in terms for dtype in self._dtypes_behind(term.value)}
+        return len(own) == 1 and own == others
+
+    def _dtypes_behind(self, value: fx.Node, depth: int = 8) -> Iterable[torch.dtype]:
+        """Of the nearest weights on the way to `value`."""
+        if value.op == "call_module":
+            found = {parameter.dtype for parameter in self._captured.module(value).parameters()}
+        else:
+            found = {self._dtype_of(o) for o in value.all_input_nodes if o in self._facts.constants}
+        inputs = [operand for operand in value.all_input_nodes if self._is_value(operand)]
+        if found or not inputs or not depth:
+            return found
+        return self._dtypes_behind(inputs[0], depth - 1)
+
+    def _dtype_of(self, constant: Tensor | fx.Node) -> torch.dtype:
+        tensor = constant if isinstance(constant, Tensor) else self._facts.constants.evaluated(constant)
+        return torch.get_default_dtype() if tensor is None else tensor.dtype
 
     def _absorbs(self, value: fx.Node, n_axes: int | None = None, width: int | None = None) -> bool:
         """Whether `value` is a convolution or the like that only one reads.

@@ -31,12 +31,19 @@ from repcompile.memo import same_program
 from repcompile.memory import Changed, Snapshot, changes, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
-from repcompile.questions import asks_for_type
+from repcompile.questions import asks_for_identity, asks_for_type
 from repcompile.reasons import reason_of
 from repcompile.statements import KeptStatement
 from repcompile.wrappers import own_call, wrapped
 
 KEPT = "constant_"  # names of tensors that no module registers
+SEVERAL = frozenset(  # operators that return tuples or lists
+    (
+        *("split", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "topk", "sort", "mode", "kthvalue"),
+        *("median", "cummax", "cummin", "std_mean", "var_mean", "svd", "qr", "eigh", "meshgrid", "broadcast_tensors"),
+        *("split_with_sizes", "aminmax", "frexp", "unique"),
+    )
+)
 QUESTIONS = ("shape", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
@@ -45,12 +52,14 @@ class Traced:
     """graph; constants: what `get_attr` targets mean; failures: path of a module that is one node -> why.
 
     statements: those that are one node, by the path that the node names.
+    asked: the inputs of which somebody asked whether they are tensors.
     """
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     failures: Mapping[str, str]
     statements: Mapping[str, KeptStatement]
+    asked: frozenset[str]
 
 
 def trace(
@@ -70,7 +79,7 @@ def trace(
         raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
     tracer = _Tracer(shell, leaves, frozenset(opaque))
     tracer.run(arguments)
-    return Traced(tracer.graph, tracer.constants, tracer.failures, tracer.statements)
+    return Traced(tracer.graph, tracer.constants, tracer.failures, tracer.statements, frozenset(tracer.asked))
 
 
 class _Tensors(dict[str, Any]):
@@ -101,6 +110,8 @@ class _Tracer(fx.Tracer):
         self.graph = fx.Graph(tracer_cls=type(self))
         self.constants: dict[str, Tensor] = {}
         self.failures: dict[str, str] = {}
+        self.asked: set[str] = set()
+        self._containers: frozenset[str] = frozenset()
         self._keeping = Keeping(self)
         self._reasons: dict[str, str] = {}  # why modules failed the first time
         self._before: Snapshot = {}
@@ -140,6 +151,7 @@ class _Tracer(fx.Tracer):
 
     def _result(self, arguments: Arguments) -> Any:
         """Trace one call; what it returns, as arguments of a node."""
+        self._containers = arguments.containers
         inputs = [self.create_proxy("placeholder", name, (), {}) for name in arguments.inputs]
         args, kwargs = arguments.call(inputs)
         with Factories(self):
@@ -196,7 +208,8 @@ class _Tracer(fx.Tracer):
     # -- what torch.fx asks a tracer ---------------------------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> Any:
-        if self._is_unknown(node):
+        shown = node.op == "placeholder" and node.target in self._containers
+        if shown or _has_parts(node) or self._is_unknown(node):
             return ResultValue(node, self)
         if not self._is_number(node):
             return TensorValue(node, self)
@@ -248,8 +261,9 @@ class _Tracer(fx.Tracer):
             self.failures[path] = "it is scripted, and has no Python left to trace"
         if leaf:
             call = self._leaf_call(path)
-        elif asks_for_type(module):
-            refusing = self._refusing("compares the type of what may be a tensor")
+        elif asks_for_type(module) or asks_for_identity(module):
+            what = "type" if asks_for_type(module) else "identity"
+            refusing = self._refusing(f"compares the {what} of what may be a tensor")
             call = self._inlined_call(path, module, refusing, overridden)
         else:
             call = self._inlined_call(path, module, wrapped(module) or module.forward, overridden)
@@ -334,6 +348,15 @@ class _Tracer(fx.Tracer):
                 return
             self._made.pop(str(node.target), None) if node.op == "get_attr" else None
             self.graph.erase_node(node)
+
+
+def _has_parts(node: fx.Node) -> bool:
+    """Whether it is a tuple of tensors, or some of its entries."""
+    while node.target is operator.getitem and isinstance(node.args[1], slice) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    along = len(node.args) > 1 or "dim" in node.kwargs
+    return node.op in ("call_function", "call_method") and (name in SEVERAL or (name in ("max", "min") and along))
 
 
 def _is_part(node: fx.Node) -> bool:

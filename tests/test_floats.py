@@ -164,3 +164,62 @@ class in_double:  # noqa: N801 - a context manager, as torch spells them
 
     def __exit__(self, *error: object) -> None:
         torch.set_default_dtype(self._before)
+
+
+# what comes with what a convolution reads, and is made floating point later: it may be integers
+BESIDE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "the places of the largest": lambda m, x: both(m, x.max(dim=1, keepdim=True)),
+    "the places of some": lambda m, x: both(m, x.topk(1, dim=1)),
+    "the places of a pool": lambda m, x: (lambda v, i: m.conv(v) + m.conv(i / 100.0))(*m.pool(x)),
+    "the places of an adaptive pool": lambda m, x: (lambda v, i: v.mean() + m.conv(i / 9.0))(*m.adaptive(m.conv(x))),
+    "a sum of integers": lambda m, x: m.conv(x).sum((2, 3), dtype=torch.long) * 2 * 0.5,
+    "a canvas of bytes": lambda m, x: m.conv(canvas(x, m.conv(x) * 9) / 255.0),
+}
+
+
+def both(m: Any, found: Any) -> Tensor:
+    values, places = found
+    return m.one(values) + m.one(places / 8.0)
+
+
+def canvas(x: Tensor, value: Tensor) -> Tensor:
+    result = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    result[:, :, :, :] = value.abs().clamp(0, 200)
+    return result
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_stands_beside_a_floating_value_may_be_integers(name: str) -> None:
+    parts = {"conv": conv(), "one": conv(1), "pool": nn.MaxPool2d(2, return_indices=True)}
+    parts |= {"adaptive": nn.AdaptiveMaxPool2d(3, return_indices=True)}
+    with in_double():
+        check(made(lambda: Net(BESIDE[name], **parts)), (image(2, 4, 9, 8),), (image(1, 4, 6, 7),))
+
+
+def test_an_image_of_bytes_on_a_canvas() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        result = torch.zeros((batch, 4, height + 2, width + 2), device=x.device, dtype=torch.float64)
+        result[:, :, 1:-1, 1:-1] = x
+        return m.conv(result).mean() + m.conv(x / 255.0)
+
+    with in_double():
+        check(made(lambda: Net(forward, conv=conv())), (bytes_of(2, 4, 6, 5),), (bytes_of(1, 4, 7, 8),))
+
+
+def test_what_a_dictionary_holds_is_of_any_dtype() -> None:
+    def forward(m: Any, x: Any) -> Any:
+        mask = x["mask"]
+        whole = torch.stack([mask, mask, mask]).sum(0)
+        return m.conv(x["image"]) + m.one(mask / 255.0), whole, mask.abs() * 2 * 0.5
+
+    with in_double():
+        model = made(lambda: Net(forward, conv=conv(), one=conv(1)))
+        check(model, *(({"image": image(n, 4, 6, 5), "mask": bytes_of(n, 1, 6, 5)},) for n in (2, 1)))
+
+
+def test_a_stack_of_integers_and_others_adds_up_as_it_did() -> None:
+    def forward(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y, y, m.conv(x)], -1).sum(-1)
+
+    check(made(lambda: NetOfTwo(forward, conv=conv())), (image(2, 4, 6, 5), bytes_of(2, 4, 6, 5)))

@@ -206,6 +206,8 @@ def _selected(x: Map, axis: int, entry: Any, shape: Shape | None) -> Affine:
     n_axes = len(shape) - 1 - axis
     if axis == 0 or n_axes > 3 or (isinstance(x, Affine) and n_axes != len(x.axes)):
         raise Inexact("picked along another axis than the channels")
+    if isinstance(entry, list) and not all(type(place) is int for place in entry):
+        raise Inexact("channels picked by a mask")
     x = x.placed(n_axes) if isinstance(x, Uniform) else x
     chosen = [place % x.c_out for place in entry] if isinstance(entry, list) else range(x.c_out)[_entries(entry)]
     return Affine.select(x.c_out, list(chosen), n_axes) @ x

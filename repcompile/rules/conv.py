@@ -18,7 +18,7 @@ def conv_module(x: Map, m: nn.Conv2d) -> Map:
     return Affine.conv(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) @ x
 
 
-@affine_rule(F.conv1d, F.conv2d, F.conv3d, strict=True)
+@affine_rule(F.conv1d, F.conv2d, F.conv3d, strict=True, dtype="common")
 def conv(
     x: Map,
     weight: Weight,
@@ -38,7 +38,7 @@ def conv_transpose_module(x: Map, m: nn.ConvTranspose2d) -> Map:
     return conv_transpose(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
-@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, transposed=True)
+@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, transposed=True, dtype="common")
 def conv_transpose(
     x: Map,
     weight: Weight,

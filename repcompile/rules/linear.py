@@ -15,7 +15,7 @@ def linear_module(x: Map, m: nn.Linear) -> Map:
     return Affine.linear(m.weight, m.bias) @ x
 
 
-@affine_rule(F.linear, strict=True, word="linear")
+@affine_rule(F.linear, strict=True, dtype="common", word="linear")
 def linear(x: Map, weight: Weight, bias: Weight | None = None) -> Map:
     """y = weight x + bias"""
     return Affine.linear(weight, bias) @ x

@@ -52,6 +52,8 @@ def _exchanged(image: str, matrix: str, result: str, x: Map, weight: Constant) -
     n_axes = len(image) - 1 - image.index(old[0])
     if n_axes not in (0, len(image) - 2):
         raise Inexact("an einsum over another axis than the channels")
+    if weight.shape[matrix.index(old[0])] == 1 and not isinstance(x, Affine):
+        raise Inexact("an einsum that broadcasts its matrix")
     turned = weight if matrix == new[0] + old[0] else _transposed(weight)
     kernel = computed(lambda w: w.reshape(*w.shape, *[1] * n_axes), turned, shape=(*turned.shape, *[1] * n_axes))
     return Affine.conv(kernel) @ x

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repcompile.rules.ruleset import RuleSet, shape_rule
+from repcompile.rules.ruleset import Rule, RuleSet, shape_rule
 from repcompile.shapes import Shape, unknown
 
 
@@ -50,12 +50,18 @@ def clamp(shape: Shape | None, *rest: Any, **options: Any) -> Shape | None:
     return shape
 
 
-@shape_rule(
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d), keeps_rank=True, dtype="same"
-)
-def resized(shape: Shape | None, *rest: Any, owner: str = "", **options: Any) -> Shape | None:
-    """Batch and channels stay; the positions are somebody else's business."""
-    return shape and (*shape[:2], *(unknown(owner, axis) for axis in range(2, len(shape))))
+def _pool(n_axes: int) -> Rule:
+    module = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[n_axes - 1]
+
+    def resized(shape: Shape | None, *rest: Any, owner: str = "", **options: Any) -> Shape | None:
+        """What is in front of the positions stays; these are somebody else's business."""
+        if shape is None or len(shape) not in (n_axes + 1, n_axes + 2):
+            return None
+        first = len(shape) - n_axes
+        return (*shape[:first], *(unknown(owner, axis) for axis in range(first, len(shape))))
+
+    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n_axes - 1]
+    return shape_rule(module, function, keeps_rank=True, dtype="same")(resized)
 
 
-SHAPE = RuleSet((activation, cut, function, clamp, resized)).trusting()
+SHAPE = RuleSet((activation, cut, function, clamp, *map(_pool, (1, 2, 3)))).trusting()
