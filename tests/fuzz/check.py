@@ -41,7 +41,7 @@ UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError, 
 INTEGERS = (torch.uint8, torch.int32, torch.int64)
 CENTS = 1.000001  # rounding of a sum of prices
 GUESSED = 1.05  # the same where the planner has to assume sizes (docs/decisions/0029)
-GROWN = 2.0  # and where a convolution makes small images much larger
+GROWN = 2.0  # and where a convolution or a padding makes small images much larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,9 @@ class _Clones(TorchDispatchMode):
 
 
 def _grows(module: nn.Module) -> bool:
-    """Whether it is a convolution of a stride of 1 that returns more positions than it gets."""
+    """Whether it is a padding, or a convolution of a stride of 1 that returns more positions than it gets."""
+    if isinstance(module, nn.modules.padding._ConstantPadNd):
+        return True
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(module.padding, str):
         return False
     sizes = zip(module.kernel_size, module.dilation, module.padding, strict=True)
