@@ -21,6 +21,7 @@ from repcompile.inplace import is_opaque
 from repcompile.rules.ruleset import Rule, RuleSet
 
 KINDS = ("affine", "layout", "shape")
+MOVING = ("to", "type_as", "cpu", "cuda", "view_as", "expand_as")
 CASTS = ("float", "double", "half", "bfloat16")
 # Operators without a rule that make nothing but floating point of floating point.
 PASSING = frozenset(
@@ -52,9 +53,6 @@ class _Search:
         self._constants = constants
         self._numbers = numbers
         nodes = [node for node in captured.graph.nodes if node not in numbers and node.op != "output"]
-        found = (
-            (node, next(filter(None, (rules.find(node, captured, kind) for kind in KINDS)), None)) for node in nodes
-        )
         self._rules: dict[fx.Node, Rule | None] = {}
         for node in nodes:
             found = (rules.find(node, captured, kind) for kind in KINDS)
@@ -99,6 +97,8 @@ class _Search:
         if node.op not in ("call_function", "call_method"):
             return False
         name = _name(node)
+        if name in MOVING:  # perhaps to the dtype of another operand
+            return bool(operands) and self.found.issuperset(operands)
         one_of = len(node.args) == 1 and name == "where"  # the places that are not zero
         return name in CASTS or (name in PASSING and known and not one_of)
 
