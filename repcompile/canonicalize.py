@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from repcompile.borders import surround
 from repcompile.capture import Captured
-from repcompile.inplace import exposed, is_fresh
+from repcompile.inplace import exposed, is_fresh, returned
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
 
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -45,14 +45,14 @@ def canonicalize(captured: Captured) -> Captured:
     surround(captured.graph)
     seen: dict[Any, fx.Node] = {}
     written = exposed(captured.graph, captured.opaque, captured.classes)
-    returned = _returned(captured)
+    given = returned(captured.graph, captured.classes)
     for node in list(captured.graph.nodes):
         if node.op == "call_method" and node.target in COPYING and _of_sizes(node):
             node.target = COPYING[str(node.target)]
         if captured.stays(node):
             continue
         if _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
-            if node in returned and not _is_name(node, captured) and not _is_spare(_operand(node), captured):
+            if node in given and not _is_name(node, captured) and not _is_spare(_operand(node), captured):
                 continue  # the caller may write to it
             node.replace_all_uses_with(_operand(node))
             captured.graph.erase_node(node)
@@ -106,15 +106,6 @@ def _is_copy_of(node: fx.Node, written: Container[fx.Node], captured: Captured) 
     while value not in written and not is_fresh(value, captured.classes) and value.all_input_nodes:
         value = value.all_input_nodes[0]
     return value in written
-
-
-def _returned(captured: Captured) -> frozenset[fx.Node]:
-    """The values that the caller gets, as they are or as views."""
-    found: set[fx.Node] = set()
-    for node in reversed(captured.graph.nodes):
-        if any(u.op == "output" or (u in found and not is_fresh(u, captured.classes)) for u in node.users):
-            found.add(node)
-    return frozenset(found)
 
 
 def _is_spare(value: fx.Node, captured: Captured) -> bool:

@@ -6,7 +6,7 @@ traced is a leaf of the graph, with the reason.  The module is not touched: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
@@ -19,12 +19,13 @@ from repcompile.classes import hooked, torch_class, unconcerned
 from repcompile.copies import plain_attributes
 from repcompile.defaults import Specialized
 from repcompile.errors import ModelError, Untraceable
-from repcompile.inplace import Unprovable, functionalized
+from repcompile.inplace import Unprovable, functionalized, is_opaque
 from repcompile.memory import Changed
 from repcompile.modules import MODULES, FixedDtype
 from repcompile.questions import asks_for_none
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.spelling import respell
+from repcompile.statements import KeptStatement
 from repcompile.tracing import KEPT, trace
 from repcompile.wrappers import entry, own_call
 
@@ -64,6 +65,15 @@ class Captured:
         owners = [_owner(operand) for operand in node.all_input_nodes if operand.op == "get_attr"]
         place = str(node.target) if node.op == "call_module" else str(node.meta.get("path", ""))
         return place in kept or any(owner in kept for owner in owners)
+
+    def may_write(self, node: fx.Node, numbers: Container[fx.Node]) -> bool:
+        """Whether it stays Python, and may get hold of a tensor; a statement has nothing but what it is given.
+
+        numbers: the nodes that are computed from sizes alone.
+        """
+        if not is_opaque(node, self.opaque):
+            return False
+        return not isinstance(self.module(node), KeptStatement) or any(o not in numbers for o in node.all_input_nodes)
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""

@@ -108,6 +108,15 @@ def exposed(graph: fx.Graph, opaque: Container[str], classes: Classes) -> frozen
     return frozenset(found)
 
 
+def returned(graph: fx.Graph, classes: Classes) -> frozenset[fx.Node]:
+    """The values that the caller gets, as they are or as views."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(user.op == "output" or (user in found and not is_fresh(user, classes)) for user in node.users):
+            found.add(node)
+    return frozenset(found)
+
+
 def is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
     """Whether `node` calls one of the modules that stay Python."""
     return node.op == "call_module" and str(node.target) in opaque

@@ -28,10 +28,8 @@ from repcompile.cost import (
     total,
 )
 from repcompile.facts import Facts
-from repcompile.inplace import is_opaque
 from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
-from repcompile.statements import KeptStatement
 
 UNKNOWN_CHANNELS = 64
 VIEW = Cost()  # an operator, but no kernel
@@ -76,7 +74,7 @@ def candidate_regions(
     known: shapes from a run on example inputs, for exact costs.
     """
     order = {node: index for index, node in enumerate(captured.graph.nodes)}
-    opaque = [order[node] for node in order if _may_write(node, captured, facts)]
+    opaque = [order[node] for node in order if captured.may_write(node, facts.numbers)]
     pricing = _Pricing(facts, known or {})
     return [
         region
@@ -134,13 +132,6 @@ def _widens(x: Map) -> bool:
 def _came_back(fact: Fact, sink: fx.Node) -> bool:
     """Whether a sink that moves positions undoes what the path did before, so that it is no part of the path."""
     return not any(step.node is sink for step in fact.path) and not isinstance(fact.map, Uniform)
-
-
-def _may_write(node: fx.Node, captured: Captured, facts: Facts) -> bool:
-    """Whether it stays Python, and may get hold of a tensor; a statement has nothing but what it is given."""
-    if not is_opaque(node, captured.opaque):
-        return False
-    return not isinstance(captured.module(node), KeptStatement) or not facts.numbers.issuperset(node.all_input_nodes)
 
 
 def interior_of(source: fx.Node, sink: fx.Node, graph: fx.Graph, facts: Facts) -> tuple[fx.Node, ...]:

@@ -61,6 +61,10 @@ class _Editor:
         self._captured = captured
         self._facts = facts
         self._floating = set(facts.floating)  # integers overflow: their sums stay as they are
+        self._segments: dict[fx.Node, int] = {}  # between one node that may write and the next, reads may move
+        for node in captured.graph.nodes:
+            last = next(reversed(self._segments.values()), 0)
+            self._segments[node] = last + captured.may_write(node, facts.numbers)
         self.changed = False
         self.replaced: set[fx.Node] = set()
         self.constants: dict[str, Tensor] = {}
@@ -104,6 +108,7 @@ class _Editor:
         for user in [user for user in node.users if question_of(user) is None][1:]:
             with node.graph.inserting_after(node):
                 twin = node.graph.node_copy(node)
+            self._segments[twin] = self._segments[node]
             user.replace_input_with(node, twin)
         self.changed = True
 
@@ -128,19 +133,24 @@ class _Editor:
         stack = [Term(node, factor)]
         while stack:
             term = stack.pop()
-            if self._is_sum(term.value) and (term.value is node or self._is_flat(term.value)):
+            flat = self._is_flat(term.value) and self._may_move(term.value, node)
+            if self._is_sum(term.value) and (term.value is node or flat):
                 sign = -1.0 if term.value.target in SUBTRACTIONS else 1.0
                 left, right = term.value.args
                 assert isinstance(left, fx.Node)
                 assert isinstance(right, fx.Node)
                 alpha: Any = term.value.kwargs.get("alpha", 1)
                 stack += [Term(right, term.factor * sign * float(alpha)), Term(left, term.factor)]
-            elif self._scaled(term.value) is not None and self._is_flat(term.value):
+            elif flat and self._scaled(term.value) is not None:
                 inner, scale = self._scaled(term.value) or (term.value, 1.0)
                 stack.append(Term(inner, term.factor * scale))
             else:
                 terms.append(term)
         return terms
+
+    def _may_move(self, node: fx.Node, reader: fx.Node) -> bool:
+        """Whether nobody may write between the two, so that `reader` may read what `node` reads."""
+        return self._segments[node] == self._segments[reader]
 
     def _is_flat(self, node: fx.Node) -> bool:
         """Whether a sum may be part of another one: only that reads it, and it is rounded and does not overflow."""
@@ -222,7 +232,7 @@ class _Editor:
         stack: Any = node.args[0]
         values: Sequence[fx.Node] = stack.args[0]
         few = len(values) <= FEW or len(self._groups([Term(value) for value in values])) <= FEW
-        if not self._floating.issuperset(values) or not few:
+        if not self._floating.issuperset(values) or not few or not self._may_move(stack, node):
             return
         with node.graph.inserting_before(node):
             total = self._summed([Term(value) for value in values], node).value
@@ -277,7 +287,7 @@ class _Editor:
         ahead = len(node.users) == 1 and any(
             f.source is operand for f in self._facts.maps.get(next(iter(node.users)), ())
         )
-        if shared or alone > 1 or not any(takers) or (alone and ahead):
+        if shared or alone > 1 or not any(takers) or (alone and ahead) or not self._may_move(operand, node):
             return
         if isinstance(numbers, _Numbers) and self._is_sum(operand) and not self._of_one_dtype(numbers, terms):
             return  # a batch norm returns what it gets; a product with its gain is promoted
@@ -379,6 +389,7 @@ class _Editor:
         op = "call_method" if isinstance(target, str) else "call_function"
         node = like.graph.create_node(op, target, args, kwargs)
         node.meta["path"] = like.meta.get("path", "")
+        self._segments[node] = self._segments[like]
         if not self._floating.isdisjoint(node.all_input_nodes):
             self._floating.add(node)
         return node

@@ -26,7 +26,7 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of
 from repcompile.graphs import Fused, keep
-from repcompile.inplace import is_fresh, write_again
+from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import FixedDtype, of_rank
@@ -44,6 +44,8 @@ from repcompile.trial import Trial
 from repcompile.values import Values
 
 WEIGHTED = (*(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),)
+
+STORED = "stored"  # in a node's `meta`: it returns a constant, and computes nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ def _assembled(
         elif node.op == "get_attr" and str(node.target) in fixed:
             _place(root, safe(_holder(node)), FixedDtype(constants[str(node.target)].detach().clone()))
             node.op, node.target = "call_module", safe(_holder(node))
+            node.meta[STORED] = True
         elif node.op == "get_attr":
             path, node.target = str(node.target), safe(str(node.target))
             _place(root, safe(path), copy.deepcopy(constants[path], memo))
@@ -241,7 +244,8 @@ def _new_graph(
     values: dict[fx.Node, fx.Node] = {}
     settled: dict[fx.Node, Tensor] = {}
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
-    needed = _needed(captured.graph, facts, rewritten, settled, asked)
+    given = returned(captured.graph, captured.classes)  # a new tensor in every call, which the caller may write to
+    needed = _needed(captured.graph, facts, rewritten, settled, asked, given)
     names = names_of_tensors(settled, captured)
     twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
     for node in needed:
@@ -294,10 +298,11 @@ def _needed(
     rewritten: dict[fx.Node, Rewritten],
     settled: dict[fx.Node, Tensor],
     asked: Mapping[fx.Node, fx.Node],
+    given: Container[fx.Node],
 ) -> list[fx.Node]:
     """The nodes that outputs and effects depend on once the sinks are computed from their sources, in order.
 
-    settled: gets the values of the needed ones that depend on no input.
+    settled: gets the values of the needed ones that depend on no input, but for those that the caller is given.
     """
     needed: set[fx.Node] = set()
     covered = {node for item in rewritten.values() for node in item.region.owned}
@@ -306,7 +311,8 @@ def _needed(
         if not (effect or node in needed):
             continue
         needed.add(node)
-        constant = facts.constants.evaluated(node) if node in facts.constants and node.op != "get_attr" else None
+        known = node in facts.constants and node.op != "get_attr" and node not in given
+        constant = facts.constants.evaluated(node) if known else None
         if constant is None:
             needed.update({asked[node]} if node in asked else _reads(node, rewritten))
         else:
@@ -368,7 +374,7 @@ def _copied(captured: Captured, node: fx.Node, memo: dict[int, Any]) -> nn.Modul
 
 def _spare(value: fx.Node, captured: Captured) -> bool:
     """Whether nobody but its one reader can see what happens to `value`: it was just computed."""
-    emitted = value.op == "call_module" and str(value.target) not in captured.modules
+    emitted = value.op == "call_module" and str(value.target) not in captured.modules and STORED not in value.meta
     return len(value.users) == 1 and (emitted or is_fresh(value, captured.classes))
 
 

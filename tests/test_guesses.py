@@ -219,3 +219,68 @@ def test_integer_weights_prove_nothing() -> None:
     halves = Net(lambda m, x: F.linear(x, m.k) / 1, k=torch.ones(4, 3, dtype=torch.long)).eval()
     x = torch.randint(0, 2, (2, 3))
     assert_close(fuse(halves)(x), halves(x))
+
+
+# -- who writes in between ---------------------------------------------------------------------------------------------
+
+
+class Fill(nn.Module):
+    """Stays Python, and writes to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill_(x > 0, 0.0) if float(x.detach().abs().sum()) >= 0.0 else x
+
+
+def sum_of(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    total = torch.relu(m.c(x)) + y
+    if x.mean() > -100:
+        y.add_(1)
+    return total + m.b(x), y
+
+
+def stack_of(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    total = torch.stack([y, m.b(x)])
+    if x.mean() > -100:
+        y.add_(1)
+    return total.sum(0), y
+
+
+def joined(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    whole = torch.cat([y, m.b(torch.relu(x))], 1)
+    if x.mean() > -100:
+        y.add_(1)
+    return m.wide(whole), y
+
+
+def filled(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    total = torch.relu(m.c(x)) + y
+    z = m.fill(y)
+    return total + m.b(x), z
+
+
+@pytest.mark.parametrize("forward", [sum_of, stack_of, joined, filled])
+def test_what_is_written_later_is_read_before(forward: Callable[[Any, Tensor], Any]) -> None:
+    parts = {"a": conv(), "b": conv(), "c": conv(), "wide": norm(8), "fill": Fill()}
+    check(made(lambda: Net(forward, **parts)), (image(2, 4, 5, 6),), (image(1, 4, 7, 7),))
+
+
+@pytest.mark.parametrize("act", [nn.SiLU(inplace=True), nn.Hardswish(inplace=True), nn.ELU(inplace=True)])
+def test_a_stored_constant_is_not_written_to(act: nn.Module) -> None:
+    model = made(lambda: Net(lambda m, x: m.a(x) * m.act(m.g.float() * 2).double(), a=conv(), act=act, g=gain(4, 1, 1)))
+    fused = fuse(model)
+    for _ in range(3):
+        assert_close(fused(image(2, 4, 5, 6)), model(image(2, 4, 5, 6)))
+
+
+def test_a_constant_that_is_computed_is_new_in_every_call() -> None:
+    model = made(lambda: Net(lambda m, x: (m.norm(m.a(x)), m.g * 2), a=conv(), norm=norm(), g=gain(4, 1, 1)))
+    fused = fuse(model)
+    for _ in range(2):
+        with torch.no_grad():
+            mine, theirs = fused(image(2, 4, 5, 6)), model(image(2, 4, 5, 6))
+            assert_close(mine, theirs)
+            mine[1].add_(5)
