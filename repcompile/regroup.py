@@ -231,14 +231,28 @@ class _Editor:
         """
         stack: Any = node.args[0]
         values: Sequence[fx.Node] = stack.args[0]
-        few = len(values) <= FEW or len(self._groups([Term(value) for value in values])) <= FEW
-        if not self._floating.issuperset(values) or not few or not self._may_move(stack, node):
+        if not self._floating.issuperset(values) or not self._may_move(stack, node) or not self._is_cheap(node, values):
             return
         with node.graph.inserting_before(node):
             total = self._summed([Term(value) for value in values], node).value
             if node.target in ("mean", torch.mean):
                 total = self._new(operator.truediv, (total, len(values)), node)
         self._replace(node, total)
+
+    def _is_cheap(self, node: fx.Node, values: Sequence[fx.Node]) -> bool:
+        """Whether adding up takes no more operators than the stack and its sum, once what can merge has merged.
+
+        node: the sum of the stack, which may be part of a sum of several.
+        """
+        root, before = node, 0
+        while len(root.users) == 1 and self._is_sum(next(iter(root.users))):
+            root = next(iter(root.users))
+        terms: list[Term] = []
+        for term in [Term(node)] if root is node else self._terms(root):
+            stacked = _is_sum_of_stack(term.value)
+            before += 3 if stacked else 1  # the stack, its sum, and the addition of that
+            terms += map(Term, term.value.args[0].args[0]) if stacked else [term]  # type: ignore[union-attr]
+        return len(values) <= FEW or len(self._groups(terms)) <= before
 
     # -- norms behind sums and concatenations ------------------------------------------------------------------------
 
