@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 NEUTRAL = ("PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG")
+METHODS = ("forward", "__call__", "__func__", "__class__")
 ANSWERS = ("shape", "dtype", "device")  # new objects every time, or the same one
 COMPARISONS = ("IS_OP", "COMPARE_OP", "CONTAINS_OP")
 REACH = 4  # instructions between the call of `type` and the comparison: the other operand is loaded in between
@@ -106,7 +107,13 @@ def _compares_identity(code: CodeType) -> bool:
     instructions = [i for i in dis.get_instructions(code) if i.opname not in NEUTRAL]
     asked = any(i.opname == "LOAD_GLOBAL" and i.argval == "id" for i in instructions)
     places = [place for place, i in enumerate(instructions) if i.opname == "IS_OP" and place]
-    return asked or any(_varies(instructions[place - 1]) or _picks_size(instructions[:place]) for place in places)
+    return asked or any(map(_may_be_tensor, (instructions[:place] for place in places)))
+
+
+def _may_be_tensor(before: list[dis.Instruction]) -> bool:
+    """Whether what is compared may be a tensor, or what a tensor is asked for.  before: the comparison."""
+    method = len(before) > 1 and before[-2].opname == "LOAD_ATTR" and before[-2].argval in METHODS
+    return (_varies(before[-1]) and not method) or _picks_size(before)
 
 
 def _picks_size(before: list[dis.Instruction]) -> bool:

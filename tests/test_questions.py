@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
-from repcompile.questions import asks_for_type
+from repcompile.questions import asks_for_identity, asks_for_type
 from tests.test_hostile import Net
 
 
@@ -44,6 +45,30 @@ CASES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "isinstance": (lambda: Net(lambda m, x: x if isinstance(x, Tensor) else -x), False),
     "torch's own": (lambda: nn.MultiheadAttention(4, 2), False),
 }
+
+
+class Wrapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        def inner() -> None: ...
+
+        child: Any = self.child
+        return x if child.forward is inner else -x
+
+
+IDENTITIES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "two tensors": (lambda: Net(lambda m, x: x if x is m.first(x) else x.contiguous() is x), True),
+    "a method and a function": (Wrapped, False),
+    "None": (lambda: Net(lambda m, x: x if x is None else -x), False),
+    "a class": (lambda: Net(lambda m, x: x if m.kind is nn.Identity else -x), False),
+    "a dtype": (lambda: Net(lambda m, x: x if x.dtype is torch.float32 else -x), True),
+    "id": (lambda: Net(lambda m, x: x if id(x) == id(m) else -x), True),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_asks_for_identity(name: str) -> None:
+    build, expected = IDENTITIES[name]
+    assert asks_for_identity(build()) == expected
 
 
 @pytest.mark.parametrize("name", CASES)
