@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 from repcompile.capture import Captured
 from repcompile.errors import Inexact
 from repcompile.inplace import exposed
+from repcompile.spelling import name_of
 from repcompile.tracing import KEPT
 from repcompile.values import Constant, as_constant, computed
 
@@ -107,7 +108,7 @@ class Constants:
 
 
 def _draws(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node)
     return str(name).removesuffix("_") in RANDOM
 
 

@@ -29,11 +29,10 @@ from repcompile.floats import floating_values
 from repcompile.interpret import with_tensors
 from repcompile.paths import Fact, Step, aligned, behind, stepped
 from repcompile.readers import read_as
-from repcompile.rules.ruleset import Rule, RuleSet
+from repcompile.rules.ruleset import KINDS, Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
 from repcompile.values import in_float64
 
-KINDS = ("affine", "layout", "shape")
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
 BY_SIZE = "an argument that depends on the input's size"
 UNPREPARED = "its rule is not prepared for such a call:"

@@ -18,9 +18,9 @@ from torch import fx
 from repcompile.capture import Captured
 from repcompile.constants import Constants
 from repcompile.inplace import is_opaque
-from repcompile.rules.ruleset import Rule, RuleSet
+from repcompile.rules.ruleset import KINDS, Rule, RuleSet
+from repcompile.spelling import name_of
 
-KINDS = ("affine", "layout", "shape")
 MOVING = ("to", "type_as", "cpu", "cuda", "view_as", "expand_as")
 CASTS = ("float", "double", "half", "bfloat16")
 # Operators without a rule that make nothing but floating point of floating point.
@@ -57,7 +57,6 @@ class _Search:
         for node in nodes:
             found = (rules.find(node, captured, kind) for kind in KINDS)
             self._rules[node] = next((rule for rule in found if rule is not None), None)
-        self._constants_read = {node for node in nodes if node in constants}
         self.found: set[fx.Node] = {node for node in nodes if node in constants and constants.is_floating(node)}
 
     def forward(self) -> None:
@@ -96,7 +95,7 @@ class _Search:
             return own and (known or any(True for _ in self._captured.module(node).parameters()))
         if node.op not in ("call_function", "call_method"):
             return False
-        name = _name(node)
+        name = name_of(node)
         if name in MOVING:  # perhaps to the dtype of another operand
             return bool(operands) and self.found.issuperset(operands)
         one_of = len(node.args) == 1 and name == "where"  # the places that are not zero
@@ -106,20 +105,21 @@ class _Search:
         """Whether it is a pool that returns the places of the largest values too."""
         if node.op == "call_module":
             return bool(getattr(self._captured.module(node), "return_indices", False))
-        return bool(node.kwargs.get("return_indices")) or ("max_pool" in _name(node) and True in node.args[2:])
+        return bool(node.kwargs.get("return_indices")) or ("max_pool" in name_of(node) and True in node.args[2:])
 
     def _required(self, node: fx.Node, rule: Rule) -> Iterable[fx.Node]:
         """The operands that cannot be integers."""
         first = _first(node)
-        known = {first} if isinstance(first, fx.Node) and first not in self._numbers else set[fx.Node]()
+        settled = not isinstance(first, fx.Node) or first in self._numbers or first in self._constants
+        known = () if settled else (first,)
         if rule.dtype == "floating":
-            return known - self._constants_read
+            return known
         if node not in self.found or _asked_dtype(node) is not None or self._gives_indices(node):
             return ()
         if rule.dtype == "common":
             return [operand for operand in self._operands(node) if operand not in self._constants]
         if rule.dtype == "same":
-            return () if self._picks_part(node) else known - self._constants_read
+            return () if self._picks_part(node) else known
         # a Python integer leaves the dtype alone, and makes no floating point of integers
         leaves = rule.dtype == "promoted" and rule.elementwise and len(node.all_input_nodes) == 1
         return self._operands(node) if leaves and not any(isinstance(arg, float) for arg in node.args) else ()
@@ -147,7 +147,3 @@ def _asked_dtype(node: fx.Node) -> torch.dtype | None:
         return None
     named = (*node.args, *node.kwargs.values())
     return next((value for value in named if isinstance(value, torch.dtype)), None)
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

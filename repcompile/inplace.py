@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 
 from repcompile.factories import SILENT
 from repcompile.modules import MODULES, overwritten, put
-from repcompile.spelling import parameters
+from repcompile.spelling import name_of, parameters
 
 Classes = Mapping[str, type[nn.Module]]
 
@@ -69,9 +69,8 @@ def _is_cast(node: fx.Node) -> bool:
         if value in seen:
             continue
         seen.add(value)
-        name = value.target if isinstance(value.target, str) else getattr(value.target, "__name__", "")
         asked = (*value.args, *value.kwargs.values())
-        if name in CASTS or any(isinstance(each, torch.dtype) for each in asked):
+        if name_of(value) in CASTS or any(isinstance(each, torch.dtype) for each in asked):
             return True
         if value.op != "call_module":
             stack += value.all_input_nodes
@@ -101,18 +100,19 @@ def write_again(graph: fx.Graph, classes: Classes) -> None:
 
 def exposed(graph: fx.Graph, opaque: Container[str], classes: Classes) -> frozenset[fx.Node]:
     """The values that modules which stay Python read, perhaps by another name, so that these may write to them."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if any(is_opaque(user, opaque) or (user in found and not is_fresh(user, classes)) for user in node.users):
-            found.add(node)
-    return frozenset(found)
+    return _held(graph, classes, lambda user: is_opaque(user, opaque))
 
 
 def returned(graph: fx.Graph, classes: Classes) -> frozenset[fx.Node]:
     """The values that the caller gets, as they are or as views."""
+    return _held(graph, classes, lambda user: user.op == "output")
+
+
+def _held(graph: fx.Graph, classes: Classes, holds: Callable[[fx.Node], bool]) -> frozenset[fx.Node]:
+    """The values that one of the nodes which hold something reads, perhaps by another name."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if any(user.op == "output" or (user in found and not is_fresh(user, classes)) for user in node.users):
+        if any(holds(user) or (user in found and not is_fresh(user, classes)) for user in node.users):
             found.add(node)
     return frozenset(found)
 

@@ -159,10 +159,10 @@ class TensorValue(Value):
         return Tensor if asking in ("isinstance", "") else type(self)
 
     def __getattr__(self, name: str) -> Any:
-        frame = inspect.currentframe()
         if name == "_is_param" or name.startswith("__") or not hasattr(Tensor, name):
             self._note()
             raise AttributeError(name)  # the first is what `isinstance(x, nn.Parameter)` asks
+        frame = inspect.currentframe()
         if callee(frame.f_back if frame else None) in ("hasattr", "getattr"):
             self._note()
         return Attribute(self, name)

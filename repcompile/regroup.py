@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -61,10 +62,9 @@ class _Editor:
         self._captured = captured
         self._facts = facts
         self._floating = set(facts.floating)  # integers overflow: their sums stay as they are
-        self._segments: dict[fx.Node, int] = {}  # between one node that may write and the next, reads may move
-        for node in captured.graph.nodes:
-            last = next(reversed(self._segments.values()), 0)
-            self._segments[node] = last + captured.may_write(node, facts.numbers)
+        nodes = captured.graph.nodes
+        writers = accumulate(int(captured.may_write(node, facts.numbers)) for node in nodes)
+        self._segments = dict(zip(nodes, writers, strict=True))  # between two that may write, reads may move
         self.changed = False
         self.replaced: set[fx.Node] = set()
         self.constants: dict[str, Tensor] = {}

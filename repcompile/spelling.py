@@ -30,6 +30,11 @@ def respell(graph: fx.Graph) -> None:
             _respell(node)
 
 
+def name_of(node: fx.Node) -> str:
+    """The name of the function or the method that `node` calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 @cache
 def parameters(target: Any) -> tuple[str, ...]:
     """Names of the positional parameters, () if nobody knows them."""

@@ -33,6 +33,7 @@ from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_identity, asks_for_type
 from repcompile.reasons import reason_of
+from repcompile.spelling import name_of
 from repcompile.statements import KeptStatement
 from repcompile.wrappers import own_call, wrapped
 
@@ -354,7 +355,7 @@ def _has_parts(node: fx.Node) -> bool:
     """Whether it is a tuple of tensors, or some of its entries."""
     while node.target is operator.getitem and isinstance(node.args[1], slice) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node)
     along = len(node.args) > 1 or "dim" in node.kwargs
     return node.op in ("call_function", "call_method") and (name in SEVERAL or (name in ("max", "min") and along))
 

@@ -22,6 +22,7 @@ from repcompile.idioms import Idiom
 from repcompile.rules.rewriting import RewriteRule
 
 Target = Any  # a module class, a function, or the name of a tensor method
+KINDS = ("affine", "layout", "shape")  # of rules
 # How the result's dtype follows from what comes in. "floating": the operator takes floating-point numbers alone, and
 # returns them.  "same": its first operand's, whatever that is.  "common": all operands have one, and the result has it.
 # "promoted": what torch makes of its operands' and its numbers' dtypes.  "made": floating point from whatever comes in.
