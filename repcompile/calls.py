@@ -81,11 +81,14 @@ class Calls:
         return {path: Calls(tuple(given[path]), tuple(others[path])) for path in paths}
 
 
-def run_call(model: nn.Module, call: Call) -> Any:
-    """What a copy of `model` returns for a copy of the arguments; noise is the same at every call."""
-    model, call = duplicate(model), call.copied()
-    with SameNoise(), torch.no_grad():
-        return model(*call.args, **call.kwargs)
+def run_call(model: nn.Module, call: Call, times: int = 1) -> Any:
+    """What a copy of `model` returns for a copy of the arguments, the last of so many times; noise is the same each."""
+    model, result = duplicate(model), None
+    for _ in range(times):
+        again = call.copied()
+        with SameNoise(), torch.no_grad():
+            result = model(*again.args, **again.kwargs)
+    return result
 
 
 def recorded(model: nn.Module, calls: Sequence[Call], paths: Sequence[str]) -> dict[str, list[Call]]:

@@ -125,6 +125,8 @@ def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:
     value, gain = node.args
     if not isinstance(value, fx.Node) or not isinstance(gain, fx.Node) or gain.op != "get_attr":
         return False
+    if str(gain.target) in captured.written:
+        return False
     tensor, width = captured.constants[str(gain.target)], _width(value, captured)
     if width is None or not tensor.is_floating_point() or not bool((tensor == 1).all()):
         return False

@@ -6,7 +6,7 @@ traced is a leaf of the graph, with the reason.  The module is not touched: `tra
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
@@ -20,7 +20,7 @@ from repcompile.copies import plain_attributes
 from repcompile.defaults import Specialized
 from repcompile.errors import ModelError, Untraceable
 from repcompile.inplace import Unprovable, functionalized, is_opaque
-from repcompile.memory import Changed
+from repcompile.memory import Remembers
 from repcompile.modules import MODULES, FixedDtype
 from repcompile.questions import asks_for_none
 from repcompile.selection import NOTHING, SKIPPED, Selection
@@ -40,6 +40,7 @@ class Captured:
     classes: path -> the torch.nn class, or our own, of a module that computes what that class computes; the others are
     opaque.
     transient: paths of tensors that `state_dict` leaves out.  fixed: of tensors whose dtype is not the weights'.
+    written: of tensors that belong to opaque modules, which may write to them.
     arguments: the way of calling the model that the graph is.
     selection: what stays as it is, because the caller said so.
     attributes: numbers, texts and the like that the model has, and that others may read.
@@ -52,6 +53,7 @@ class Captured:
     classes: Mapping[str, type[nn.Module]] = field(default_factory=dict[str, type[nn.Module]])
     transient: frozenset[str] = frozenset()
     fixed: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
     name: str = "Module"
     arguments: Arguments | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -114,19 +116,22 @@ def capture(
             classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
             graph = placed(functionalized(traced.graph, modules, classes, _mixes(model)))
             break
-        except (Changed, Unprovable) as error:
+        except (Remembers, Unprovable) as error:
             opaque[_smallest(error.paths, opaque, modules)] = str(error)
     opaque.update(traced.failures)
     modules = {**modules, **traced.statements}
     used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    opaque = {path: reason for path, reason in _unknown(opaque, modules).items() if path in used}
+    theirs = {id(tensor) for path in opaque for tensor in _tensors(modules[path])}
     return Captured(
         graph,
         {path: modules[path] for path in modules if path in used},
         traced.constants,
-        {path: reason for path, reason in _unknown(opaque, modules).items() if path in used},
+        opaque,
         classes,
         transient(model) | {name for name in traced.constants if name.startswith(KEPT)},
         frozenset(f"{path}.value".lstrip(".") for path, module in modules.items() if isinstance(module, FixedDtype)),
+        frozenset(name for name, tensor in traced.constants.items() if id(tensor) in theirs),
         type(model).__name__,
         _told(arguments, traced.asked, model),
         plain_attributes(model),
@@ -141,6 +146,13 @@ def _unknown(opaque: Mapping[str, str], modules: Mapping[str, nn.Module]) -> dic
         for path, reason in opaque.items()
         if reason != SKIPPED or (path in modules and torch_class(modules[path]) is None)
     }
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Those that the module has, registered or not."""
+    yield from (*module.parameters(), *module.buffers())
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
 
 
 def _owner(constant: fx.Node) -> str | None:

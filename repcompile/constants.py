@@ -28,8 +28,9 @@ class Constants:
         self._values: dict[fx.Node, Constant] = {}
         written = exposed(captured.graph, captured.opaque, captured.classes)
         for node in captured.graph.nodes:
+            named = node.op == "get_attr" and str(node.target) not in captured.written
             derived = self._derived(node) and not captured.stays(node)
-            if node not in written and (node.op == "get_attr" or derived):
+            if node not in written and (named or derived):
                 self._nodes.add(node)
 
     def __contains__(self, node: fx.Node) -> bool:

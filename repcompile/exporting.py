@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from repcompile.calls import Call, Calls
+from repcompile.calls import Call, Calls, run_call
 from repcompile.capture import Captured
 from repcompile.classes import hooked
 from repcompile.conditions import (
@@ -32,11 +32,12 @@ from repcompile.conditions import (
 )
 from repcompile.copies import duplicate
 from repcompile.errors import Untraceable
-from repcompile.memory import contents
+from repcompile.memory import ANOTHER, contents
 from repcompile.observed import Observed, as_at_any_run, undisturbed
 from repcompile.programs import captured_program, freezes_kinds, guards_of
 from repcompile.questions import asks_for_identity, asks_how_it_runs
 from repcompile.reasons import reason_of
+from repcompile.verify import same_results
 from repcompile.wrappers import own_call
 
 INSIDE = "model"  # name of the module inside `_Flat`
@@ -60,6 +61,8 @@ def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
     Raises Untraceable if there are none that tell the truth, or if a size that varies among the calls is frozen.
     """
     _require_plain(module)
+    if not same_results(run_call(module, calls.given[0]), run_call(module, calls.given[0], 2), module):
+        raise Untraceable(f"its forward {ANOTHER}")
     programs, reasons = list[Exported](), list[str]()
     for example in _examples(calls.given[0], calls):
         try:

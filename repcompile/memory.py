@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from repcompile.copies import PLAIN, is_empty_table
 from repcompile.proxies import Value
 
+ANOTHER = "computes something else when it is called again"
 DEPTH = 4
 TABLES = ("_parameters", "_buffers", "_modules", "forward", "_compiled_call_impl")
 
 
-class Changed(Exception):
-    """A forward wrote to attributes, which no graph shows.  paths: the modules that may have done it."""
+class Remembers(Exception):
+    """A forward that leaves something for its next call, which no graph shows.
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        super().__init__("its forward changes attributes of the module")
+    paths: the modules that may have done it.  how: what they did.
+    """
+
+    def __init__(self, paths: tuple[str, ...], how: str = "changes attributes of the module") -> None:
+        super().__init__(f"its forward {how}")
         self.paths = paths
 
 

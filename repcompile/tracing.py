@@ -27,8 +27,8 @@ from repcompile.errors import ModelError, Untraceable
 from repcompile.factories import MAKING, Factories
 from repcompile.handover import contents, hand_over, restore
 from repcompile.keeping import Keeping
-from repcompile.memo import same_program
-from repcompile.memory import Changed, Snapshot, changes, snapshot
+from repcompile.memo import other_program
+from repcompile.memory import ANOTHER, Remembers, Snapshot, changes, snapshot
 from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_identity, asks_for_type
@@ -69,8 +69,8 @@ def trace(
     """The graph of a model in eval mode, called as `arguments` says.
 
     leaves: classes that stay one node.  opaque: paths that must stay one node.
-    Raises Changed if a forward wrote to attributes, ModelError if the root cannot be copied, Untraceable if its own
-    forward cannot be traced.
+    Raises Remembers if a second call is another program, ModelError if the root cannot be copied, Untraceable if its
+    own forward cannot be traced.
     """
     try:
         shell = structure_of(model)
@@ -78,9 +78,18 @@ def trace(
         raise ModelError(f"{type(model).__name__} cannot be copied ({error}), so it cannot be compiled") from error
     if not {id(module) for module in model.modules()}.isdisjoint(map(id, shell.modules())):
         raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
+    own = _originals(shell, model)
     tracer = _Tracer(shell, leaves, frozenset(opaque))
     tracer.run(arguments)
-    return Traced(tracer.graph, tracer.constants, tracer.failures, tracer.statements, frozenset(tracer.asked))
+    constants = {name: own.get(id(tensor), (tensor,))[0] for name, tensor in tracer.constants.items()}
+    return Traced(tracer.graph, constants, tracer.failures, tracer.statements, frozenset(tracer.asked))
+
+
+def _originals(shell: nn.Module, model: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+    """id of a tensor in the copy that no module registers -> (the model's, that one, so that no other gets its id)"""
+    pairs = zip(shell.modules(), model.modules(), strict=False)  # a __deepcopy__ of the user's may leave parts out
+    both = ((value, vars(copied).get(name)) for copied, own in pairs for name, value in vars(own).items())
+    return {id(b): (a, b) for a, b in both if isinstance(a, Tensor) and isinstance(b, Tensor)}
 
 
 class _Tensors(dict[str, Any]):
@@ -140,11 +149,9 @@ class _Tracer(fx.Tracer):
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # as it was, whatever the forward does
                 result = self._result(arguments)
-                changed = changes(self.root, self._before)
-                if changed and (any(map(hooks_of, self.root.modules())) or not self._is_memo(arguments, result)):
-                    raise Changed(changed)
+                self._require_same_again(arguments, result)
             self.create_node("output", "output", (result,), {})
-        except Changed:
+        except Remembers:
             raise
         except Exception as error:  # the user's forward
             name = type(self.root).__name__
@@ -161,15 +168,23 @@ class _Tracer(fx.Tracer):
         self._require_unrefused(0)
         return self.create_arg(result)
 
-    def _is_memo(self, arguments: Arguments, result: Any) -> bool:
-        """Whether a second call is the same program, and changes nothing more: then what changed is a cache."""
+    def _require_same_again(self, arguments: Arguments, result: Any) -> None:
+        """Trace a second call, and forget it: attributes that the first one wrote to, and that make no difference to
+        the second, are a cache.  Raises Remembers if it is another program than the first.
+        """
+        changed = changes(self.root, self._before)
+        if changed and any(map(hooks_of, self.root.modules())):
+            raise Remembers(changed)
         first, between = list(self.graph.nodes), snapshot(self.root)
         again = self._result(arguments)
         second = list(self.graph.nodes)[len(first) :]
-        same = same_program(first, second, (result, again)) and not changes(self.root, between)
-        for node in reversed(second):
-            self.graph.erase_node(node)
-        return same
+        other = other_program(first, second, (result, again), self.constants)
+        changed = changes(self.root, between) or (changed if other is not None else ())
+        if changed:
+            raise Remembers(changed)
+        if other is not None:
+            raise Remembers((other,), ANOTHER)
+        self._erase_after(next(reversed(first), None))
 
     # -- what proxies ask --------------------------------------------------------------------------------------------
 
@@ -347,7 +362,8 @@ class _Tracer(fx.Tracer):
         for node in list(reversed(self.graph.nodes)):
             if node is last:
                 return
-            self._made.pop(str(node.target), None) if node.op == "get_attr" else None
+            if node.op == "get_attr":
+                del self._made[str(node.target)], self.constants[str(node.target)]
             self.graph.erase_node(node)
 
 

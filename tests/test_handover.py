@@ -148,3 +148,41 @@ def test_a_module_that_stays_python_may_write_to_what_it_reads(name: str) -> Non
     with torch.no_grad():
         for call in (*images(), *images()):  # what is written stays, in both
             assert_close(fused(*call), copied(*call))
+
+
+class Keeping(nn.Module):
+    """Stays Python, and keeps something of what it is given: in a buffer, in a parameter, or in a plain tensor."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(4, 1, 1))
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+        self.plain = torch.ones(4, 1, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.detach().abs().sum()) >= 0:
+            for kept in (self.mean, self.gain, self.plain):
+                kept.detach().copy_(x.detach().mean((0, 2, 3)).view(4, 1, 1))
+        return x.clone()
+
+
+KEPT = {
+    "a buffer": lambda m, x: m.norm(m.conv(m.head(x))) * m.head.mean,
+    "a parameter": lambda m, x: m.norm(m.conv(m.head(x))) * m.head.gain,
+    "a plain tensor": lambda m, x: m.norm(m.conv(m.head(x))) * m.head.plain,
+    "what it makes": lambda m, x: m.norm(m.conv(m.head(x))) * (m.head.gain * 2 + 1),
+    "of ones, so far": lambda m, x: m.conv(m.head(x)) * m.head.mean,
+    "read before it is written": lambda m, x: m.norm(m.conv(x)) * m.head.mean + m.head(x),
+}
+
+
+@pytest.mark.parametrize("informed", [False, True], ids=["blind", "informed"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_module_that_stays_python_keeps_is_no_constant(name: str, informed: bool) -> None:
+    model = made(lambda: Net(KEPT[name], conv=conv(), norm=norm(), head=Keeping()))
+    fused, copied = fuse(model, *([images()[0]] if informed else [])), copy.deepcopy(model)
+    with torch.no_grad():
+        for call in (*images(), *images()):
+            assert_close(fused(*call), copied(*call))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import random
 import types
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -395,8 +398,20 @@ def test_a_model_that_caches_keeps_no_proxy() -> None:
     assert not list(proxies_in(model))
 
 
+class Counter:
+    """A callable that counts its calls."""
+
+    number = 0.0
+
+    def __call__(self) -> float:
+        self.number += 1.0
+        return self.number
+
+
 class Counting(nn.Module):
     """Multiplies with the number of its calls, kept in one of many ways."""
+
+    calls: ClassVar[float] = 0.0
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -409,6 +424,10 @@ class Counting(nn.Module):
         self.list = [0.0]
         self.nested: list[list[float]] = [[]]
         self.object = types.SimpleNamespace(n=0.0)
+        self.callable = Counter()
+        self.hidden = [nn.Identity()]
+        self.iterator = itertools.count(1.0)
+        self.generator = random.Random(7)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) * self._count()
@@ -432,11 +451,30 @@ class Counting(nn.Module):
         if self.how == "nested list":
             self.nested[0].append(1.0)
             return len(self.nested[0])
+        if self.how == "callable":
+            return self.callable()
+        if self.how == "module in a list":
+            hidden: Any = self.hidden[0]
+            hidden.number = getattr(hidden, "number", 0.0) + 1.0
+            return hidden.number
+        if self.how == "iterator":
+            return next(self.iterator)
+        if self.how == "random number":
+            return self.generator.random()
+        if self.how == "class":
+            Counting.calls += 1.0
+            return Counting.calls
         self.object.n += 1.0
         return self.object.n
 
 
-@pytest.mark.parametrize("how", ["number", "buffer", "tensor", "dict", "list", "nested list", "object"])
+COUNTING = (
+    *("number", "buffer", "tensor", "dict", "list", "nested list", "object"),
+    *("callable", "module in a list", "iterator", "random number"),
+)
+
+
+@pytest.mark.parametrize("how", COUNTING)
 def test_what_is_remembered_from_call_to_call_goes_on(how: str) -> None:
     model = made(lambda: nn.Sequential(Counting(how), conv(), norm()))
     fused, (x,) = fuse(model), images()[0]
@@ -444,7 +482,27 @@ def test_what_is_remembered_from_call_to_call_goes_on(how: str) -> None:
         assert_same_call(model, fused, (x,))
 
 
-@pytest.mark.parametrize("how", ["number", "buffer", "tensor", "dict", "list", "nested list", "object"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("how", COUNTING)
+def test_what_is_remembered_goes_on_behind_example_inputs(how: str, nested: bool) -> None:
+    model = made(lambda: nn.Sequential(Counting(how), conv(), norm()) if nested else Counting(how))
+    fused, (x,) = fuse(model, images()[0]), images()[0]
+    for _ in range(3):
+        assert_same_call(model, fused, (x,))
+
+
+def test_what_a_class_remembers_goes_on() -> None:
+    """It is one for the model and for what is made of it, and tracing counts as well."""
+    model = made(lambda: nn.Sequential(Counting("class"), conv(), norm()))
+    fused, (x,) = fuse(model), images()[0]
+    for _ in range(2):
+        Counting.calls = 6.0
+        expected = model(x)
+        Counting.calls = 6.0
+        assert_close(fused(x), expected)
+
+
+@pytest.mark.parametrize("how", COUNTING)
 def test_example_inputs_leave_no_trace_in_what_is_remembered(how: str) -> None:
     model = made(lambda: nn.Sequential(Counting(how), conv(), norm()))
     fresh = made(lambda: nn.Sequential(Counting(how), conv(), norm()))
@@ -497,6 +555,13 @@ def test_a_message_about_a_size_is_no_question() -> None:
         return m.norm(m.conv(x))
 
     check(made(lambda: Net(checked, **parts())), *images(), operators=3)
+
+
+def test_a_constant_that_numpy_makes_anew_is_the_same_again() -> None:
+    def ramped(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.conv(x) * torch.from_numpy(np.arange(1.0, 5.0)).view(4, 1, 1))
+
+    check(made(lambda: Net(ramped, **parts())), *images(), operators=1)
 
 
 @functools.lru_cache
