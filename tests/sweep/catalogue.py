@@ -14,6 +14,7 @@ SLOW = frozenset(
         "torchvision-convnext_large",
         "torchvision-deeplabv3_resnet101",
         "torchvision-keypointrcnn_resnet50_fpn",
+        "torchvision-maskrcnn_resnet50_fpn_v2",
         "torchvision-mvit_v1_b",
         "torchvision-mvit_v2_s",
         "torchvision-regnet_y_128gf",
@@ -25,6 +26,7 @@ SLOW = frozenset(
         "transformers-swinv2",
     )
 )
+LARGE = frozenset(("torchvision-regnet_y_128gf", "torchvision-vit_h_14"))  # 640 million parameters each: 16 GB and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class Entry:
     def seconds(self) -> int:
         """Of computing, on one thread, that it may take."""
         return HEAVY if str(self) in SLOW else LIMIT
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no memory for another one beside it."""
+        return str(self) in LARGE
 
 
 def catalogue() -> list[Entry]:

@@ -4,11 +4,13 @@ Each has a process of its own, forked from one that has the libraries imported: 
 """
 
 import argparse
+import fcntl
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +40,13 @@ def run(entry: Entry, folder: Path = FOLDER, seconds: int | None = None) -> Resu
     path.unlink(missing_ok=True)
     os.environ.update(SETTINGS)
     process = PROCESSES.Process(target=worker.main, args=(str(entry), str(path.absolute()), limit))
-    process.start()
-    process.join(PATIENCE * limit)
-    late = process.is_alive()
-    if late:
-        process.kill()
-        process.join()
+    with _room(entry, folder):
+        process.start()
+        process.join(PATIENCE * limit)
+        late = process.is_alive()
+        if late:
+            process.kill()
+            process.join()
     if late or process.exitcode == -signal.SIGXCPU:
         write(Result(str(entry), (f"takes more than {limit} s",)), path)
     elif not path.exists():
@@ -51,6 +54,15 @@ def run(entry: Entry, folder: Path = FOLDER, seconds: int | None = None) -> Resu
     result = replace(read(path), limit=limit)
     write(result, path)
     return result
+
+
+@contextmanager
+def _room(entry: Entry, folder: Path) -> Generator[None]:
+    """Wait until the machine has room for the model: the largest run alone, also beside other workers' processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "room.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if entry.alone else fcntl.LOCK_SH)
+        yield
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
