@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import NoneType
 from typing import Any
 
@@ -76,6 +77,11 @@ class Captured:
         if not is_opaque(node, self.opaque):
             return False
         return not isinstance(self.module(node), KeptStatement) or any(o not in numbers for o in node.all_input_nodes)
+
+    def segments(self, numbers: Container[fx.Node]) -> dict[fx.Node, int]:
+        """How many nodes up to each one may write: where the count is the same, a read may move."""
+        writers = accumulate(int(self.may_write(node, numbers)) for node in self.graph.nodes)
+        return dict(zip(self.graph.nodes, writers, strict=True))
 
     def torch_class(self, node: fx.Node) -> type:
         """What a `call_module` node computes, NoneType if only its module knows."""

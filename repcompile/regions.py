@@ -7,7 +7,6 @@ with what it costs as it stands and as one operator. All of them are legal; `pla
 from __future__ import annotations
 
 import operator
-from bisect import bisect
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -74,7 +73,7 @@ def candidate_regions(
     known: shapes from a run on example inputs, for exact costs.
     """
     order = {node: index for index, node in enumerate(captured.graph.nodes)}
-    opaque = [order[node] for node in order if captured.may_write(node, facts.numbers)]
+    segments = captured.segments(facts.numbers)
     pricing = _Pricing(facts, known or {})
     return [
         region
@@ -83,7 +82,7 @@ def candidate_regions(
         for fact in candidates
         if facts.rules[sink].kind == "affine" or _came_back(fact, sink)
         for region in _regions(fact, sink, order, captured, pricing)
-        if bisect(opaque, order[region.nodes[0]]) == bisect(opaque, order[sink])
+        if segments[region.nodes[0]] == segments[sink]
     ]
 
 

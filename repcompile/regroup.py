@@ -13,7 +13,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -62,9 +61,7 @@ class _Editor:
         self._captured = captured
         self._facts = facts
         self._floating = set(facts.floating)  # integers overflow: their sums stay as they are
-        nodes = captured.graph.nodes
-        writers = accumulate(int(captured.may_write(node, facts.numbers)) for node in nodes)
-        self._segments = dict(zip(nodes, writers, strict=True))  # between two that may write, reads may move
+        self._segments = captured.segments(facts.numbers)
         self.changed = False
         self.replaced: set[fx.Node] = set()
         self.constants: dict[str, Tensor] = {}

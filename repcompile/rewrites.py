@@ -98,9 +98,11 @@ class _Editor:
         self.done: list[Replacement] = []
         self.declined: list[Declined] = []
         self._facts = facts
+        self._segments: dict[fx.Node, int] = {}
 
     def apply(self, rule: RewriteRule) -> None:
         gone: set[fx.Node] = set()
+        self._segments = self.captured.segments(self._facts.numbers)
         matcher = Matcher(rule, self.captured, self._facts.constants, self._facts.numbers)
         for root in reversed(list(self.captured.graph.nodes)):
             found = None if root in gone else matcher.at(root)
@@ -116,6 +118,8 @@ class _Editor:
         others = matcher.readers(found, root)
         if others:
             raise Inexact("a value inside has other readers")
+        if any(self._segments[node] != self._segments[root] for node in found.covered):
+            raise Inexact("something that stays Python runs in between, and may write to what it reads")
         match = self._match(found)
         if not _users(rule, rule.where, match):
             return set()
@@ -138,6 +142,7 @@ class _Editor:
         for node in reversed(_ordered(found.covered)):
             self.captured.graph.erase_node(node)
         self.captured = captured
+        self._segments.update(dict.fromkeys(splice.nodes, self._segments[root]))
         self.done.append(Replacement(rule.name, path, before, len(splice.nodes), error))
         return set(found.covered)
 

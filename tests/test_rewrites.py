@@ -466,6 +466,26 @@ def test_inside_of_what_stays_python() -> None:
     assert times(model, ToQuickGELU) == 1
 
 
+def test_nothing_is_read_later_than_a_module_runs_that_may_write_to_it() -> None:
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.numel() and bool((x == x).all()):
+                x.mul_(2)
+            return x.clone()
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        gate = torch.sigmoid(1.702 * y)
+        z = m.write(y)
+        return y * gate + z
+
+    model = One(around, conv=nn.Conv2d(4, 4, 1), write=Doubling()).eval().double()
+    randomize(model)
+    fused = fuse(model, rules=DEFAULT + [ToQuickGELU])
+    for x in (torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.randn(1, 4, 7, 6, dtype=torch.float64)):
+        torch.testing.assert_close(fused(x), model(x), rtol=0, atol=1e-12)
+
+
 # -- wrong rules -------------------------------------------------------------------------------------------------------
 
 
