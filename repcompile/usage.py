@@ -86,7 +86,7 @@ class Usage:
         function: Any = inspect.getattr_static(type(module), name, None)
         if name == "__call__":
             return function is inspect.getattr_static(nn.Module, name)
-        without_parts = not module._modules and from_torch(function)
+        without_parts = not module._modules and _from_torch(function)
         return without_parts or function in (nn.Sequential.forward, nn.Module.forward)
 
     def children(self, path: str) -> Held:
@@ -152,7 +152,7 @@ class Usage:
         """What calling `module.name(...)` gives."""
         self.enter(path)
         module = self.modules[path]
-        if name in LISTING and from_torch(inspect.getattr_static(type(module), name, None)):
+        if name in LISTING and _from_torch(inspect.getattr_static(type(module), name, None)):
             return self.wrapped(self.children(path), LISTING[name])
         held, passed = vars(module).get(name), passed or Passed()
         function: Any = inspect.getattr_static(type(module), name, None) if held is None else held
@@ -160,14 +160,14 @@ class Usage:
             return NONE
         if held is None and not isinstance(function, classmethod | staticmethod):
             passed = passed.behind(itself(path))
-        result = None if from_torch(function) else self.call(function, passed)
+        result = None if _from_torch(function) else self.call(function, passed)
         if result is None:
             known = held is not None or isinstance(function, BuiltinFunctionType)
             self.look(self._held_by(held) | passed.all if known else itself(path))
         return result or NONE
 
     def _result(self, path: str, function: Any) -> Held:
-        result = None if from_torch(function) else self.call(function, Passed([itself(path)]))
+        result = None if _from_torch(function) else self.call(function, Passed([itself(path)]))
         if result is None:
             self.look(itself(path))
         return result or NONE
@@ -204,7 +204,7 @@ class Usage:
     def call(self, function: Any, passed: Passed) -> Held | None:
         """What a function returns, once its parameters may be these; None if its source is not known."""
         source = source_of(function)
-        if source is None or from_torch(function):
+        if source is None or _from_torch(function):
             return None
         if source.function not in self._sources:
             self._changed = True
@@ -254,7 +254,7 @@ def _contents(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-def from_torch(function: Any) -> bool:
+def _from_torch(function: Any) -> bool:
     """Whether torch defines it."""
     return str(getattr(function, "__module__", None) or "").partition(".")[0] == "torch"
 
@@ -263,4 +263,4 @@ def _own(cls: type, *names: str) -> bool:
     """Whether the class, and not torch, says what one of these methods does."""
     found = [inspect.getattr_static(cls, name, None) for name in names]
     own = [function for name, function in zip(names, found, strict=True) if function is not vars(object).get(name)]
-    return not all(function is None or from_torch(function) for function in own)
+    return not all(function is None or _from_torch(function) for function in own)
