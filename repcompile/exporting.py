@@ -61,8 +61,6 @@ def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
     Raises Untraceable if there are none that tell the truth, or if a size that varies among the calls is frozen.
     """
     _require_plain(module)
-    if not same_results(run_call(module, calls.given[0]), run_call(module, calls.given[0], 2), module):
-        raise Untraceable(f"its forward {ANOTHER}")
     programs, reasons = list[Exported](), list[str]()
     for example in _examples(calls.given[0], calls):
         try:
@@ -71,8 +69,14 @@ def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
         except Untraceable as reason:
             reasons.append(str(reason))
         else:
+            _require_same_again(module, calls.given[0])
             return tuple(programs)
     raise Untraceable(reasons[0])
+
+
+def _require_same_again(module: nn.Module, call: Call) -> None:
+    if not same_results(run_call(module, call), run_call(module, call, 2), module):
+        raise Untraceable(f"its forward {ANOTHER}")
 
 
 def _require_plain(module: nn.Module) -> None:

@@ -312,7 +312,7 @@ def test_outputs_that_are_not_real_numbers_are_compared(kind: torch.dtype) -> No
 
 
 def test_a_model_that_differs_from_its_capture_is_an_error() -> None:
-    """State that tracing cannot see: a counter outside the module."""
+    """State that tracing cannot see: a counter outside the module, which is the same in its first two calls."""
     calls = count()
 
     class Counting(nn.Module):
@@ -321,7 +321,7 @@ def test_a_model_that_differs_from_its_capture_is_an_error() -> None:
             self.conv = nn.Conv2d(3, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) + next(calls)
+            return self.conv(x) + min(next(calls) // 2, 1)
 
     with pytest.raises(VerificationError, match="captured graph of Counting differs from the model"):
         fuse(Counting().eval(), (image(),))
