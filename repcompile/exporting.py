@@ -75,7 +75,11 @@ def exported(module: nn.Module, calls: Calls) -> tuple[Exported, ...]:
 
 
 def _require_same_again(module: nn.Module, call: Call) -> None:
-    if not same_results(run_call(module, call), run_call(module, call, 2), module):
+    try:
+        same = same_results(run_call(module, call), run_call(module, call, 2), module)
+    except Exception as error:  # the user's forward, which need not run a second time
+        raise Untraceable(reason_of(error)) from error
+    if not same:
         raise Untraceable(f"its forward {ANOTHER}")
 
 
