@@ -109,8 +109,7 @@ class Constants:
 
 
 def _draws(node: fx.Node) -> bool:
-    name = name_of(node)
-    return str(name).removesuffix("_") in RANDOM
+    return name_of(node).removesuffix("_") in RANDOM
 
 
 def _leaves(node: fx.Node) -> list[fx.Node]:

@@ -175,7 +175,7 @@ class _Tracer(fx.Tracer):
         changed = changes(self.root, self._before)
         if changed and any(map(hooks_of, self.root.modules())):
             raise Remembers(changed)
-        first, between = list(self.graph.nodes), snapshot(self.root)
+        first, between = list(self.graph.nodes), snapshot(self.root) if changed else self._before
         again = self._result(arguments)
         second = list(self.graph.nodes)[len(first) :]
         other = other_program(first, second, (result, again), self.constants)
