@@ -3,29 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.sweep.result import LIMIT
-
 CATALOGUE = Path(__file__).with_name("catalogue.txt")
-HEAVY = 900  # seconds of computing for those that take longer than others: long videos, large images, much attention
-SLOW = frozenset(
-    (
-        "timm-cait_s24_384",
-        "timm-swinv2_cr_small_384",
-        "torchvision-convnext_large",
-        "torchvision-deeplabv3_resnet101",
-        "torchvision-keypointrcnn_resnet50_fpn",
-        "torchvision-maskrcnn_resnet50_fpn_v2",
-        "torchvision-mvit_v1_b",
-        "torchvision-mvit_v2_s",
-        "torchvision-regnet_y_128gf",
-        "torchvision-ssd300_vgg16",
-        "torchvision-swin3d_b",
-        "torchvision-vit_h_14",
-        "torchvision-vit_l_16",
-        "torchvision-vit_l_32",
-        "transformers-swinv2",
-    )
-)
 LARGE = frozenset(("torchvision-regnet_y_128gf", "torchvision-vit_h_14"))  # 640 million parameters each: 16 GB and more
 
 
@@ -39,11 +17,6 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.library}-{self.name}"
-
-    @property
-    def seconds(self) -> int:
-        """Of computing, on one thread, that it may take."""
-        return HEAVY if str(self) in SLOW else LIMIT
 
     @property
     def alone(self) -> bool:

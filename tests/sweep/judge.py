@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from repcompile.facts import UNPREPARED
-from tests.sweep.result import Counts, Result
+from tests.sweep.result import USUAL, Counts, Result
 
 EXACT = 1e-10  # largest relative error of a model with float64 weights
 ROUNDED = 1e-6  # and of one whose folded weights were rounded to float32
@@ -43,6 +43,8 @@ def _problems(result: Result, complaint: str) -> Iterator[str]:
     for reason in result.left:
         if reason.startswith(UNPREPARED):
             yield f"a rule failed: {reason}"
+    if (result.seconds or 0.0) > USUAL:
+        yield f"fuse(model) takes {result.seconds:.0f} s"
     if result.silent:
         yield f"{len(result.silent)} batch norms left without a reason, for example {result.silent[0]}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path("build", "sweep")
-LIMIT = 90  # seconds of computing for one model, on one thread
+USUAL, LIMIT = 90, 900  # seconds of computing for one model, on one thread: that most need, that it may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,10 @@ class Result:
     `fuse(model)`, after `fuse(model, example_inputs)`.  exact: largest relative error of a float64 model.
     rounded: of a float32 model, compared in float64.  explained: what the model itself makes of weights that are off by
     one rounding to float32, where the errors are more than usual.  seconds: `fuse(model)`.
+    computed: seconds of computing that all of it took.
     touched: what changed in the user's model.  trace: end of the process's traceback.
     float64: whether the model runs in float64; if not, all is compared in float32.
-    left: reason -> places.  silent: batch norms that are left without a reason.  limit: seconds that it may take.
+    left: reason -> places.  silent: batch norms that are left without a reason.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Result:
     rounded: float | None = None
     explained: float | None = None
     seconds: float | None = None
+    computed: float | None = None
     touched: tuple[str, ...] = ()
     trace: str = ""
     left: Mapping[str, int] = field(default_factory=dict[str, int])
     silent: tuple[str, ...] = ()
-    limit: int = LIMIT
 
 
 def path_of(name: str, folder: Path = FOLDER) -> Path:

@@ -11,15 +11,14 @@ import signal
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tests.sweep import worker
 from tests.sweep.catalogue import Entry, catalogue
-from tests.sweep.result import FOLDER, Result, path_of, read, write
+from tests.sweep.result import FOLDER, LIMIT, Result, path_of, read, write
 
-PATIENCE = 4  # times as long it may take, where others compute as well
+PATIENCE = 2  # times as long it may take, where others compute as well
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "1"}
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -30,12 +29,11 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def run(entry: Entry, folder: Path = FOLDER, seconds: int | None = None) -> Result:
+def run(entry: Entry, folder: Path = FOLDER, limit: int = LIMIT) -> Result:
     """The result of one model, also where its process fails or takes too long; it is written to `folder`.
 
-    seconds: of computing that it may take, `entry.seconds` unless given.
+    limit: seconds of computing that it may take.
     """
-    limit = seconds or entry.seconds
     path = path_of(str(entry), folder)
     path.unlink(missing_ok=True)
     os.environ.update(SETTINGS)
@@ -51,9 +49,7 @@ def run(entry: Entry, folder: Path = FOLDER, seconds: int | None = None) -> Resu
         write(Result(str(entry), (f"takes more than {limit} s",)), path)
     elif not path.exists():
         write(Result(str(entry), (f"the process ended with {process.exitcode}, without a word",)), path)
-    result = replace(read(path), limit=limit)
-    write(result, path)
-    return result
+    return read(path)
 
 
 @contextmanager
@@ -69,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="models or libraries; without: all")
     parser.add_argument("--workers", type=int, default=1, help="models at a time; leave a core for each")
-    parser.add_argument("--seconds", type=int, help="of computing for a model (default: what the catalogue says)")
+    parser.add_argument("--seconds", type=int, default=LIMIT, help="of computing for a model (default: %(default)s)")
     asked = parser.parse_args(arguments)
     entries = [
         entry
@@ -78,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     missing = [entry for entry in entries if not path_of(str(entry)).exists()]
     with ThreadPoolExecutor(asked.workers) as pool:
-        for entry, result in zip(missing, pool.map(partial(run, seconds=asked.seconds), missing), strict=True):
+        for entry, result in zip(missing, pool.map(partial(run, limit=asked.seconds), missing), strict=True):
             print(entry, result.skipped or "; ".join(result.problems) or "equal", flush=True)
 
 

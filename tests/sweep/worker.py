@@ -3,6 +3,7 @@
 import importlib
 import resource
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +32,5 @@ def main(text: str, output: str, limit: int) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a library raises is a result
         end = traceback.format_exc().strip().splitlines()[-LINES:]
         result = Result(str(entry), (f"{type(error).__name__}: {error}",), trace="\n".join(end))
-    write(result, Path(output))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    write(replace(result, computed=usage.ru_utime + usage.ru_stime), Path(output))
