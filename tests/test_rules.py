@@ -479,6 +479,20 @@ def test_transposed_convolutions(data: st.DataObject, n: int) -> None:
     assert_rule(nn.Sequential(module, randomize(NORMS[n - 1](8))), image(n))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_arguments_that_are_not_given_are_what_torch_takes_for_them(n: int) -> None:
+    conv = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    weight, norm = torch.randn(4, 4, *[3] * n).double(), randomize(NORMS[n - 1](4))
+    statistics(norm)[1].fill_(1e-6)  # so small that eps tells
+    for formula in (
+        lambda m, x: conv(x, m.weight),
+        lambda m, x: transposed(x, m.weight),
+        lambda m, x: F.batch_norm(x, *statistics(m.norm)),
+    ):
+        assert_rule(Formula(formula, weight=weight, norm=norm), image(n))
+
+
 def _halves(x: Any) -> tuple[Any, Any]:
     first, second = x.chunk(2, 1)
     return first, second
