@@ -29,8 +29,8 @@ class Result:
     `fuse(model)`, after `fuse(model, example_inputs)`.  exact: largest relative error of a float64 model.
     rounded: of a float32 model, compared in float64.  explained: what the model itself makes of weights that are off by
     one rounding to float32, where the errors are more than usual.  seconds: `fuse(model)`.
-    computed: seconds of computing that all of it took.
-    touched: what changed in the user's model.  trace: end of the process's traceback.
+    computed: seconds of computing that all of it took.  touched: what changed in the user's model.
+    trace: end of the process's traceback.
     float64: whether the model runs in float64; if not, all is compared in float32.
     left: reason -> places.  silent: batch norms that are left without a reason.
     """

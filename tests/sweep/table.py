@@ -39,7 +39,7 @@ computing, the row says how many (900 s are the limit). `fuse(model)` of the flo
 (largest relative error that passes: 1e-6, or four times what one rounding of its weights does to the model itself),
 `fuse(model, inputs)` of a float64 model too (1e-10), both at two sizes if the model takes two. The user's model must be
 untouched bit by bit, and neither the operators that run nor their estimated cost may grow. A batch norm may be left
-only where the report says why.
+only where the report says why. `fuse(model)` by itself may take 90 s.
 
 - operators, batch norms: what one forward runs, before → after `fuse(model)` → after `fuse(model, inputs)` where that
   differs.
