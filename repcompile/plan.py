@@ -33,7 +33,8 @@ RESOLUTION = 1e-9  # relative to the dearest candidate: smaller differences are 
 class Plan:
     """What will be rewritten.
 
-    chosen: regions in graph order of their sinks.  refused: legal regions that would not be cheaper as one operator.
+    chosen: regions in graph order of their sinks.
+    refused: legal regions that would not be cheaper as one operator, or would start more kernels.
     saving: price saved by the chosen ones, in the cost model's unit.
     """
 
@@ -84,10 +85,14 @@ def choose(regions: Sequence[Region], cost: CostModel) -> Plan:
     savings = {region: price - sum(map(cost, region.after)) for region, price in prices.items()}
     largest = max(prices.values(), default=0.0)
     unit = 2.0 ** floor(log2(RESOLUTION * largest)) if largest else 1.0  # a power of two divides exactly
-    paying = [region for region in regions if round(savings[region] / unit) > 0]
-    refused = tuple(region for region in regions if round(savings[region] / unit) <= 0)
+    pays = {region: round(savings[region] / unit) > 0 and _launches_saved(region) >= 0 for region in regions}
+    paying, refused = [x for x in regions if pays[x]], tuple(x for x in regions if not pays[x])
     chosen = _best(paying, {region: round(savings[region] / unit) for region in paying})
     return Plan(tuple(chosen), refused, sum(savings[region] for region in chosen))
+
+
+def _launches_saved(region: Region) -> int:
+    return total(region.before).launches - total(region.after).launches
 
 
 def _best(regions: Sequence[Region], savings: dict[Region, int]) -> list[Region]:
@@ -147,7 +152,7 @@ def _with_region(
     states: dict[_Claim, _Way], claim: _Claim, region: Region, saving: int, place: int
 ) -> dict[_Claim, _Way]:
     """The states, and those that they become with this region."""
-    launches = total(region.before).launches - total(region.after).launches
+    launches = _launches_saved(region)
     reached = dict(states)
     for state, way in states.items():
         if state.allows(claim):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from repcompile.affine import Affine, Map
 from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
@@ -143,9 +144,10 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _is_another_graph(result: Compilation) -> bool:
     """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
 
-    A rank is checked and so known, a map and its padding are two operators, nobody reads what a region makes, or one
-    was computed by way of a value that others read: these have one reader less. And where a norm or a scale is left
-    that somebody might take in now: sums have other terms, or a map stands elsewhere on its path.
+    A rank is checked and so known, a map and its padding are two operators, padding that stood in the way is cut off,
+    nobody reads what a region makes, or one was computed by way of a value that others read: these have one reader
+    less. And where a norm or a scale is left that somebody might take in now: sums have other terms, or a map stands
+    elsewhere on its path.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
     apart = any(
@@ -153,6 +155,7 @@ def _is_another_graph(result: Compilation) -> bool:
         or isinstance(item.made.module, nn.Sequential)
         or not gone.issuperset(item.region.interior)
         or not item.region.sink.users
+        or _cuts_padding(item.region, result.facts)
         for item in result.rewritten
     )
     moved = any(item.region.fact.path or _adds(item.region, result.facts) for item in result.rewritten)
@@ -167,6 +170,18 @@ def _leaves_gains(result: Compilation) -> bool:
 def _adds(region: Region, facts: Facts) -> bool:
     """Whether there is an operator of more than one value in it."""
     return any(sum(operand in facts.shapes for operand in node.all_input_nodes) > 1 for node in region.nodes)
+
+
+def _cuts_padding(region: Region, facts: Facts) -> bool:
+    """Whether a value on the way pads by more than the whole region: what is cut off meets no border any more."""
+    on_the_way = (fact for node in region.interior for fact in facts.maps.get(node, ()))
+    return any(_pads_more(fact.map, region.fact.map) for fact in on_the_way if fact.source is region.source)
+
+
+def _pads_more(x: Map, other: Map) -> bool:
+    if not isinstance(x, Affine) or not isinstance(other, Affine) or len(x.axes) != len(other.axes):
+        return False
+    return any(a.up == b.up and (a.lo > b.lo or a.hi > b.hi) for a, b in zip(x.axes, other.axes, strict=True))
 
 
 def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:

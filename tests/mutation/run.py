@@ -1,7 +1,8 @@
-"""Mutation testing: `python -m tests.mutation.run plan emit --ends 37`, or without names, of every file in `TARGETS`.
+"""Mutation testing: `python -m tests.mutation.run plan rules --ends 37`, or without names, of every group in `GROUPS`.
 
 mutmut changes one thing at a time in a copy of the repository, and runs the tests that reach it. How many mutants the
-tests see, and which ones they do not, is printed and written to build/mutation.
+tests see, and which ones they do not, is printed and written to build/mutation. Functions that run while the package
+is imported have run before mutmut chooses a mutant: what survives there is tried again in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,89 +14,131 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BUILD = Path("build", "mutation")
 COPIED = ("repcompile", "fastvit_zoo", "tests", "docs", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
-RULES = ("tests/test_operators.py", "tests/test_rules.py", "tests/blocks")
-TARGETS: Mapping[str, tuple[str, ...]] = {  # file of repcompile -> the tests that are there for it
-    "affine": ("tests/test_affine.py", "tests/test_impulses.py", "tests/test_emit.py", "tests/test_fold.py"),
-    "facts": ("tests/test_facts.py", "tests/test_regions.py", "tests/test_sizes_as_arguments.py", "tests/blocks"),
-    "plan": ("tests/test_plan.py",),
-    "emit": ("tests/test_emit.py", "tests/test_affine.py", "tests/test_modules.py", "tests/blocks/test_positions.py"),
-    "rewrite": ("tests/test_rewrite.py", "tests/test_compiler.py", "tests/test_hostile.py", "tests/test_validation.py"),
-    **{
-        f"rules/{name}": RULES
-        for name in ("channels", "conv", "layout", "linear", "norm", "pad", "pointwise", "pool", "product", "shape")
-    },
-    "rules/emitted": ("tests/test_operators.py", "tests/test_rules.py", "tests/test_compiler.py"),
-    "rules/rewriting": ("tests/test_rewrites.py",),
-    "rules/ruleset": ("tests/test_rules.py", "tests/test_operators.py"),
-    "rules/wildcards": ("tests/test_rewrites.py",),
+RULES = ("channels", "conv", "emitted", "layout", "linear", "norm", "pad", "pointwise", "pool", "product")
+RULES += ("rewriting", "ruleset", "shape", "wildcards")
+GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> files of repcompile, tests of theirs
+    "affine": (("affine",), ("test_affine", "test_impulses", "test_emit", "test_fold")),
+    "facts": (("facts",), ("test_facts", "test_regions", "test_sizes_as_arguments", "blocks")),
+    "plan": (("plan",), ("test_plan",)),
+    "emit": (("emit",), ("test_emit", "test_affine", "test_modules", "blocks/test_positions")),
+    "rewrite": (("rewrite",), ("test_rewrite", "test_compiler", "test_hostile", "test_validation")),
+    "rules": (
+        tuple(f"rules/{name}" for name in RULES),
+        ("test_operators", "test_rules", "test_rewrites", "test_compiler", "blocks"),
+    ),
 }
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["repcompile"]
-only_mutate = ["repcompile/{name}.py"]
+only_mutate = {files}
 also_copy = ["fastvit_zoo", "docs", "README.md", "CHANGELOG.md", "Makefile"]
-pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider", "-W", "ignore"]
+pytest_add_cli_args = {options}
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 track_dependencies = false
 use_git_change_detection = false
 """
-SEEN = ("killed", "timeout")  # mutmut's words where a test noticed
+OPTIONS = ("-p", "no:xdist", "-p", "no:cacheprovider", "-W", "ignore")
+# What a failure draws need not be made small: whether there is one is all that is asked.
+ENVIRONMENT = {**os.environ, "CI": "1", "HYPOTHESIS_PROFILE": "unshrunk", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+SEEN = ("killed", "timeout", "segfault")  # mutmut's words where a test noticed
 UNTRIED = "not checked"
+IMPORTED = """
+import os
+os.environ["MUTANT_UNDER_TEST"] = "stats"
+from mutmut.state import state
+import repcompile
+print(*state()._stats)
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """Of the mutants of a file that were tried: name -> mutmut's word for what became of it."""
+    """Of the mutants of a group that were tried: name -> mutmut's word for what became of it."""
 
-    file: str
+    group: str
     of: Mapping[str, str]
 
     def __str__(self) -> str:
-        killed = sum(verdict in SEEN for verdict in self.of.values())
-        return f"{self.file}: {killed} of {len(self.of)} killed ({killed / max(len(self.of), 1):.1%})"
+        tried, seen = Counter[str](), Counter[str]()
+        for mutant, verdict in self.of.items():
+            file = mutant.rpartition(".")[0]
+            tried[file] += 1
+            seen[file] += verdict in SEEN
+        lines = [f"{file}: {seen[file]} of {count} killed" for file, count in sorted(tried.items())]
+        killed, count = sum(seen.values()), max(len(self.of), 1)
+        return "\n".join([*lines, f"{self.group}: {killed} of {len(self.of)} killed ({killed / count:.1%})"])
 
 
 def tried(name: str, ends: str, workers: int) -> Verdicts:
-    """Try the mutants of one file whose numbers end in one of the digits."""
-    _prepare(_folder(name), name)
+    """Try the mutants of a group whose numbers end in one of the digits."""
+    _prepare(name)
     chosen = [f"*__mutmut_*{digit}" for digit in ends] if set(ends) != set("0123456789") else []
     _mutmut(name, "run", "--max-children", str(workers), *chosen)
     lines = _mutmut(name, "results", "--all", "true", read=True).splitlines()
     verdicts = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
-    return Verdicts(name, {mutant: verdict for mutant, verdict in verdicts.items() if verdict != UNTRIED})
+    verdicts = {mutant: verdict for mutant, verdict in verdicts.items() if verdict != UNTRIED}
+    imported = _imported(name)
+    again = [m for m, verdict in verdicts.items() if verdict not in SEEN and m.partition("__mutmut_")[0] in imported]
+    with ThreadPoolExecutor(workers) as pool:
+        verdicts.update(zip(again, pool.map(lambda mutant: _alone(name, mutant), again), strict=True))
+    return Verdicts(name, verdicts)
+
+
+def _imported(name: str) -> set[str]:
+    """The functions that run while the package is imported, as mutmut names them."""
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, cwd=_folder(name) / "mutants", env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    return set(done.stdout.split())
+
+
+def _alone(name: str, mutant: str) -> str:
+    """What becomes of a mutant that is there before anything is imported."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *OPTIONS, *_tests(name)]
+    settings = {**ENVIRONMENT, "MUTANT_UNDER_TEST": mutant}
+    done = subprocess.run(command, cwd=_folder(name) / "mutants", env=settings, stdout=subprocess.DEVNULL)
+    return "killed" if done.returncode else "survived"
 
 
 def _mutmut(name: str, *arguments: str, read: bool = False) -> str:
-    """Run mutmut on the copy for a file; what it prints, if that is to be read."""
+    """Run mutmut on the copy for a group; what it prints, if that is to be read."""
     program = Path(sys.executable).absolute().with_name("mutmut")
-    settings = {**os.environ, "CI": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     output = subprocess.PIPE if read else None
-    done = subprocess.run([program, *arguments], cwd=_folder(name), env=settings, stdout=output, text=True, check=read)
+    command = [program, *arguments]
+    done = subprocess.run(command, cwd=_folder(name), env=ENVIRONMENT, stdout=output, text=True, check=read)
     return done.stdout or ""
 
 
 def _folder(name: str) -> Path:
-    return BUILD / name.replace("/", "-")
+    return BUILD / name
 
 
-def _prepare(folder: Path, name: str) -> None:
+def _tests(name: str) -> list[str]:
+    return [f"tests/{test}.py" if "test_" in test else f"tests/{test}" for test in GROUPS[name][1]]
+
+
+def _prepare(name: str) -> None:
+    folder = _folder(name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for part in COPIED:
         source = Path(part)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / part)
-    target = folder / "repcompile" / f"{name}.py"
-    target.write_text(ast.unparse(ast.fix_missing_locations(_Undecorated().visit(ast.parse(target.read_text())))))
+    files = [f"repcompile/{file}.py" for file in GROUPS[name][0]]
+    for target in (folder / file for file in files):
+        target.write_text(ast.unparse(ast.fix_missing_locations(_Undecorated().visit(ast.parse(target.read_text())))))
+    settings = {"files": files, "options": list(OPTIONS), "tests": _tests(name)}
     with (folder / "pyproject.toml").open("a") as file:
-        file.write(SETTINGS.format(name=name, tests=json.dumps(TARGETS[name])))
+        file.write(SETTINGS.format_map({key: json.dumps(value) for key, value in settings.items()}))
 
 
 class _Undecorated(ast.NodeTransformer):
@@ -118,7 +161,7 @@ def shown(verdicts: Verdicts) -> str:
     texts = list[str]()
     for name, verdict in verdicts.of.items():
         if verdict not in SEEN:
-            lines = _mutmut(verdicts.file, "show", name, read=True).splitlines()
+            lines = _mutmut(verdicts.group, "show", name, read=True).splitlines()
             changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
             texts.append("\n".join([f"{verdict}: {name}", *changed]))
     return "\n\n".join(texts)
@@ -126,11 +169,11 @@ def shown(verdicts: Verdicts) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="file", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("names", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--ends", default="0123456789", help="last digits of the mutants' numbers: 37 is a fifth")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args(arguments)
-    for name in asked.names or TARGETS:
+    for name in asked.names or GROUPS:
         verdicts = tried(name, asked.ends, asked.workers)
         text = f"{verdicts}\n\n{shown(verdicts)}\n"
         print(text, flush=True)
