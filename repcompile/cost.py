@@ -87,12 +87,13 @@ def cost_of_map(
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
     pads = any(axis.pads for axis in plain) and not alike
     crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
+    given = before
     if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     moved = x.c_in * before + x.c_out * after + x.weights
     positions = before if transposed else after / prod(axis.up for axis in x.axes)
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
-    kernels += [cost_of_elementwise(1, x.c_in, before)] * (pads * kernels_of_padding(x) + crops)
+    kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (pads * kernels_of_padding(x) + crops)
     if x.spreads and not transposed and not x.ends_evenly:
         kernels.append(cost_of_elementwise(1, x.c_out, after))
     if x.has_border and x.reads_less:
@@ -112,6 +113,11 @@ def kernels_of_padding(x: Map) -> int:
 def cost_of_resampling(channels: int, before: float, after: float) -> Cost:
     """A mean, or an interpolation: every position read once, the new ones written."""
     return Cost(channels * max(before, after), ELEMENT * channels * (before + after), 1)
+
+
+def cost_of_copy(before: float, after: float) -> Cost:
+    """A kernel that crops or pads: what it keeps is read, the result written.  before, after: how many numbers."""
+    return Cost(after, ELEMENT * (min(before, after) + after), 1)
 
 
 def cost_of_elementwise(operands: int, channels: int, positions: float) -> Cost:

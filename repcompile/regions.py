@@ -20,6 +20,7 @@ from repcompile.capture import Captured
 from repcompile.cost import (
     POSITIONS,
     Cost,
+    cost_of_copy,
     cost_of_elementwise,
     cost_of_map,
     cost_of_resampling,
@@ -241,20 +242,23 @@ class _Pricing:
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
+        start = self._positions(whole.source, whole)
         operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
         if self.facts.is_split(node):
             return ()  # a tuple of views
-        if _is_slice(node):
+        if is_slice(node):
             return (VIEW,)
         if len(operands) > 1:
             return (self._elementwise(node, len(operands), whole),)
         step = self._about(node, operands[0])
         if step is None:  # known only together with what is in front of it
-            return (self._elementwise(node, 1, whole),)
+            return (cost_of_resampling(1, self._entries(operands[0], whole), self._entries(node, whole)),)
         if step.path and isinstance(step.map, Uniform):
-            return self._of_moving(node, operands[0], step.path[-1], whole)
+            along = [self._of_step(s, index, whole, start) for index, s in enumerate(whole.path) if s.node is node]
+            return along[0] if along else self._of_moving(node, operands[0], step.path[-1], whole)
         if self.facts.rules[node].copies:
-            return (self._elementwise(node, 1, whole),) * kernels_of_padding(step.map)
+            copied = cost_of_copy(self._entries(operands[0], whole), self._entries(node, whole))
+            return (copied,) * kernels_of_padding(step.map)
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):
             before = self._measured_positions(operands[0], step.map.c_in) or before
@@ -267,17 +271,15 @@ class _Pricing:
         """What makes positions anew reads its image once; what only moves them is a view."""
         if step.layout.is_view:
             return ()
-        before = self._measured_positions(operand, 1)
-        if before is not None:
-            return (cost_of_resampling(1, before, prod(self.known.get(node, ())) or before * step.layout.scale),)
-        before = self._positions(operand, whole)
-        return (cost_of_resampling(self._channels(operand), before, before * step.layout.scale),)
+        before = self._entries(operand, whole)
+        return (cost_of_resampling(1, before, self._measured_positions(node, 1) or before * step.layout.scale),)
 
     def _elementwise(self, node: fx.Node, operands: int, whole: Fact) -> Cost:
+        return cost_of_elementwise(operands, 1, self._entries(node, whole))
+
+    def _entries(self, node: fx.Node, whole: Fact) -> float:
         measured = self._measured_positions(node, 1)
-        if measured is not None:
-            return cost_of_elementwise(operands, 1, measured)
-        return cost_of_elementwise(operands, self._channels(node), self._positions(node, whole))
+        return self._channels(node) * self._positions(node, whole) if measured is None else measured
 
     def _measured_positions(self, node: fx.Node, channels: int) -> float | None:
         return prod(self.known[node]) / channels if node in self.known else None
@@ -312,7 +314,7 @@ class _Pricing:
         return (shape[1].known if shape is not None and len(shape) > 1 else None) or UNKNOWN_CHANNELS
 
 
-def _is_slice(node: fx.Node) -> bool:
+def is_slice(node: fx.Node) -> bool:
     """Whether it is a view of some entries; a list of indices copies them."""
     if node.target is not operator.getitem:
         return node.target in (torch.narrow, "narrow")

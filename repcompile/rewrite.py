@@ -36,7 +36,7 @@ from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
 from repcompile.ranges import Ranges, ranges_of
 from repcompile.ranks import ranks_to_check
-from repcompile.regions import Region, answered
+from repcompile.regions import Region, answered, is_slice
 from repcompile.regroup import TWIN
 from repcompile.rules.ruleset import RuleSet
 from repcompile.tracing import KEPT
@@ -251,7 +251,7 @@ def _new_graph(
     for node in needed:
         first = node.meta.get(TWIN, node)
         if node in rewritten:
-            values[node] = _call(graph, rewritten[node], values)
+            values[node] = _call(graph, rewritten[node], values, facts)
         elif node in settled:
             values[node] = graph.create_node("get_attr", names[node])
         elif node in asked:
@@ -333,14 +333,14 @@ def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:
     return arguments | {fact.source}
 
 
-def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> fx.Node:
+def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], facts: Facts) -> fx.Node:
     fact: Fact = item.region.fact
     value = values[fact.source]
     if item.rank is not None:
         value = graph.call_function(of_rank, (value, item.rank))
     value = _steps(graph, fact.path[: fact.at], value, values)
-    if isinstance(item.made.module, nn.Linear) and fact.at > 0:
-        value = graph.call_method("contiguous", (value,))  # one addmm, where a permuted input takes a mm and an add
+    if isinstance(item.made.module, nn.Linear) and (fact.at > 0 or _is_scattered(fact.source, facts)):
+        value = graph.call_method("contiguous", (value,))  # one addmm, where other inputs take a mm and an add
     if item.made.module is None:
         value = graph.call_method("clone", (value,))
     else:
@@ -349,6 +349,12 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node]) -> f
     value = _steps(graph, fact.path[fact.at :], value, values)
     contiguous = any(node.target == "contiguous" for node in item.region.nodes)
     return graph.call_method("contiguous", (value,)) if contiguous and fact.path else value
+
+
+def _is_scattered(value: fx.Node, facts: Facts) -> bool:
+    """Whether its rows may lie apart in memory; those of a matrix may."""
+    shape = facts.shapes.get(value)
+    return is_slice(value) and (shape is None or len(shape) != 2)
 
 
 def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:

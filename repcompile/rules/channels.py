@@ -208,9 +208,9 @@ def _selected(x: Map, axis: int, entry: Any, shape: Shape | None) -> Affine:
         raise Inexact("picked along another axis than the channels")
     if isinstance(entry, list) and not all(type(place) is int for place in entry):
         raise Inexact("channels picked by a mask")
-    x = x.placed(n_axes) if isinstance(x, Uniform) else x
-    chosen = [place % x.c_out for place in entry] if isinstance(entry, list) else range(x.c_out)[_entries(entry)]
-    return Affine.select(x.c_out, list(chosen), n_axes) @ x
+    channels = (x.placed(n_axes) if isinstance(x, Uniform) else x).c_out
+    chosen = [place % channels for place in entry] if isinstance(entry, list) else range(channels)[_entries(entry)]
+    return Affine.select(channels, list(chosen), n_axes) @ x
 
 
 def _window(x: Affine, axis: int, entry: Any, shape: Shape) -> Affine:
