@@ -47,7 +47,7 @@ class Plan:
 class _Claim:
     """What regions own and start from, as bits: bit i is the i-th node from where the search stands.
 
-    dying, sinks: owned.  sources: read, so that they must not die.
+    dying, sinks: owned.  sources: read, so that they must not die; a source is the first node that its region claims.
     """
 
     dying: int = 0
@@ -62,7 +62,7 @@ class _Claim:
         return _Claim(self.dying | other.dying, self.sinks | other.sinks, self.sources | other.sources)
 
     def shifted(self) -> _Claim:
-        return _Claim(self.dying >> 1, self.sinks >> 1, self.sources >> 1)
+        return _Claim(self.dying >> 1, self.sinks >> 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,8 @@ def _best_of(
         for claim, region in starting.get(index, ()):
             states = _best_states(_with_region(states, claim, region, savings[region], place[region.nodes[0]]))
         states = _shifted(states)
-    return _chosen(max(states.values(), key=_Way.rank))
+    (best,) = states.values()
+    return _chosen(best)
 
 
 def _claimed(region: Region, order: dict[fx.Node, int], mortal: Container[fx.Node]) -> tuple[int, _Claim]:

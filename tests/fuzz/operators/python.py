@@ -33,7 +33,7 @@ def draw_again(d: Draw) -> Step:
     if not layers:
         raise NotHere
     of = d.random.choice(layers)
-    before = d.values[d.steps[of].reads[0]]
+    before = next(value for value in d.values if value.index == d.steps[of].reads[0])
     x = d.value(lambda v: v.rank == before.rank and v.fixed(1) and v.shape[1] == before.shape[1])
     weight = d.steps[of].op == "conv" and d.chance(0.3)
     step = d.steps[of]
