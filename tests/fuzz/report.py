@@ -21,7 +21,7 @@ from tests.fuzz.build import source
 from tests.fuzz.check import check
 from tests.fuzz.generate import generate
 from tests.fuzz.operators.table import OPERATORS
-from tests.fuzz.program import Program, to_json
+from tests.fuzz.program import to_json
 from tests.fuzz.saved import SAVED
 from tests.fuzz.shrink import kind_of, shrunk
 
@@ -67,13 +67,13 @@ def tally_of(seeds: Sequence[int], end: float = float("inf")) -> Tally:
     for seed in seeds:
         if time.time() > end:
             break
-        program = generate(seed)
-        _add(tally, program, seed)
+        _add(tally, seed)
     return tally
 
 
-def _add(tally: Tally, program: Program, seed: int) -> None:
+def _add(tally: Tally, seed: int) -> None:
     try:
+        program = generate(seed)
         outcome = check(program)
     except Exception as error:  # noqa: BLE001 - a mistake of the fuzzer's
         tally.failures.append((seed, f"fuzzer: {type(error).__name__}: {error}"))

@@ -1,4 +1,6 @@
-"""What a forward costs, counted from outside: every operator that runs, copies included, priced as the planner does."""
+"""What a forward costs, counted from outside: every operator that runs, copies included, priced as the planner does,
+in whatever dtype: as in float32.
+"""
 
 import re
 from math import prod
@@ -10,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile import Cost, Roofline
+from repcompile.cost import ELEMENT
 from repcompile.measure import macs_of, measure
 from tests.sweep.result import Counts
 from tests.sweep.subject import Inputs
@@ -39,12 +42,12 @@ class _Pricing(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # a view that torch does not call one
             tensors = [value for value in pytree.tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            size = sum(tensor.numel() for tensor in tensors)
             if func is torch.ops.aten.constant_pad_nd.default:  # reads no more than it keeps
-                size = (min(args[0].numel(), result.numel()) + result.numel()) * result.element_size()
+                size = min(args[0].numel(), result.numel()) + result.numel()
             taps = _taps(func, args)
             macs = macs_of(func, args, kwargs, result) + (taps * result.numel() if taps else 0)
-            self.price += self._roofline(Cost(macs, size, 1))
+            self.price += self._roofline(Cost(macs, ELEMENT * size, 1))
         return result
 
 
