@@ -187,4 +187,4 @@ def _chosen(way: _Way | None) -> list[Region]:
         if way.region is not None:
             regions.append(way.region)
         way = way.before
-    return regions[::-1]
+    return regions

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 BUILD = Path("build", "mutation")
+SURVIVORS = Path("tests", "mutation", "survivors.txt")
 COPIED = ("repcompile", "fastvit_zoo", "tests", "docs", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
-RULES = ("channels", "conv", "emitted", "layout", "linear", "norm", "pad", "pointwise", "pool", "product")
-RULES += ("rewriting", "ruleset", "shape", "wildcards")
+RULES = "channels conv emitted layout linear norm pad pointwise pool product rewriting ruleset shape wildcards".split()
 GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> files of repcompile, tests of theirs
     "affine": (("affine",), ("test_affine", "test_impulses", "test_emit", "test_fold")),
     "facts": (("facts",), ("test_facts", "test_regions", "test_sizes_as_arguments", "blocks")),
@@ -157,14 +157,32 @@ class _Undecorated(ast.NodeTransformer):
 
 
 def shown(verdicts: Verdicts) -> str:
-    """The difference that each mutant makes which no test saw."""
-    texts = list[str]()
+    """The difference that each mutant makes which no test saw, and the reason why none can, if it is known."""
+    reasons, texts = known_reasons(), list[str]()
     for name, verdict in verdicts.of.items():
         if verdict not in SEEN:
             lines = _mutmut(verdicts.group, "show", name, read=True).splitlines()
-            changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-            texts.append("\n".join([f"{verdict}: {name}", *changed]))
-    return "\n\n".join(texts)
+            changed = [line.strip() for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+            place = _place_of(name)
+            reason = reasons.get((place, *changed), f"{verdict}; no reason is known")
+            texts.append("\n".join([f"{place}: {reason}", *changed]))
+    return "\n\n".join(sorted(texts))
+
+
+def known_reasons() -> dict[tuple[str, ...], str]:
+    """What `SURVIVORS` says: (place, changed lines) -> why no test can see the change."""
+    reasons: dict[tuple[str, ...], str] = {}
+    for block in SURVIVORS.read_text().split("\n\n"):
+        (head, *changed) = [line.strip() for line in block.splitlines() if not line.startswith("#")] or [""]
+        place, _, reason = head.partition(": ")
+        reasons[(place, *changed)] = reason
+    return reasons
+
+
+def _place_of(mutant: str) -> str:
+    """`repcompile.plan.xǁ_Wayǁrank__mutmut_3` as plan._Way.rank."""
+    module, _, name = mutant.partition("__mutmut_")[0].removeprefix("repcompile.").rpartition(".")
+    return f"{module}.{name.removeprefix('x').removeprefix('_').removeprefix('ǁ').replace('ǁ', '.')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
