@@ -22,7 +22,8 @@ def question_of(node: fx.Node) -> str | None:
 def other_subject(node: fx.Node, gone: Container[fx.Node]) -> fx.Node | None:
     """A value that is not `gone` and answers the question `node` as its operand does, None if there is none."""
     candidates: Sequence[fx.Node] = node.meta.get(ASKED, ())
-    return next((value for value in reversed(candidates) if value is not node.args[0] and value not in gone), None)
+    there = (value for value in reversed(candidates) if value.graph is node.graph and not value._erased)
+    return next((value for value in there if value is not node.args[0] and value not in gone), None)
 
 
 def about_batch(node: fx.Node) -> bool:

@@ -339,7 +339,8 @@ class _Editor:
         first.  width: what is broadcast to so many channels is none.
         """
         known = [(fact.path, fact.map) for fact in self._facts.maps.get(value, ()) if isinstance(fact.map, Affine)]
-        fits = width is None or all(x.c_out == width for _, x in known[:1])
+        there = None if n_axes is None else self._width(value, n_axes)
+        fits = width is None or (there in (None, width) and all(x.c_out == width for _, x in known[:1]))
         weighs = any((n_axes in (None, len(x.axes)) or path) and not x.is_diagonal for path, x in known)
         return len(value.users) == 1 and fits and weighs
 
