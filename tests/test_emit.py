@@ -43,15 +43,18 @@ def test_transposed_convolutions(data: st.DataObject, n: int, bordered: bool) ->
     x = replace(data.draw(leaves(n, 4, 6, like=[Axis(a.size) for a in axes])), axes=tuple(axes), mode="zeros")
     x = x if not bordered else x @ Affine.diagonal(4, n, None, data.draw(whole(4)))
     image = data.draw(images_for(x))
+    module = emitted(x)
+    event(type(module).__name__)
     with torch.no_grad():
-        assert_equal(emitted(x)(image), apply(x, image))
+        assert_equal(module(image), apply(x, image))
 
 
 @st.composite
 def _upwards(draw: st.DrawFn) -> Axis:
     size, up = draw(st.integers(1, 4)), draw(st.integers(2, 3))
     lo = draw(st.integers(0, size - 1))
-    return Axis(size, 1, 1, lo, min(lo + draw(st.integers(0, up - 1)), size - 1), up)
+    hi = draw(st.integers(0, size - 1) if draw(st.booleans()) else st.integers(lo, min(lo + up, size) - 1))
+    return Axis(size, 1, 1, lo, hi, up)
 
 
 @given(data=st.data())
@@ -67,11 +70,14 @@ def test_the_module_computes_the_map(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_value_outside_is_cheaper_than_a_border_map_where_the_input_is_small(n: int, groups: int) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_value_outside_is_cheaper_than_a_border_map_where_the_input_is_small(
+    n: int, groups: int, biased: bool
+) -> None:
     generator = torch.Generator().manual_seed(n)
     gain, shift = torch.rand(2, generator=generator).double() + 0.5, torch.randn(2, generator=generator).double()
     kernel = torch.randn(12, 2 // groups, *[3] * n, dtype=torch.float64, generator=generator)
-    conv = Affine.conv(kernel, torch.ones(12), 1, [(1, 2)] * n, groups=groups)
+    conv = Affine.conv(kernel, torch.ones(12) if biased else None, 1, [(1, 2)] * n, groups=groups)
     x = conv @ Affine.diagonal(2, n, gain, shift)
     module = emitted(x)
     assert isinstance(module, nn.Sequential)
@@ -174,6 +180,9 @@ def test_the_parameters_are_its_own() -> None:
         for parameter in module.parameters():
             parameter.zero_()
     assert_equal(weight, torch.ones(2, 2).double())
+    module = emitted(x)
+    before = [parameter.data_ptr() for parameter in module.parameters()]
+    assert not set(before) & {parameter.data_ptr() for parameter in cast(module, (weight,)).parameters()}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fil
     "affine": (("affine",), ("test_affine", "test_impulses", "test_emit", "test_fold")),
     "facts": (("facts",), ("test_facts", "test_regions", "test_sizes_as_arguments", "blocks")),
     "plan": (("plan",), ("test_plan",)),
-    "emit": (("emit",), ("test_emit", "test_affine", "test_modules", "blocks/test_positions")),
+    "emit": (("emit",), ("test_emit", "test_affine", "test_modules", "test_numbers")),
     "rewrite": (("rewrite",), ("test_rewrite", "test_compiler", "test_hostile", "test_validation")),
     "rules": (
         tuple(f"rules/{name}" for name in RULES),
