@@ -352,9 +352,9 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], fact
 
 
 def _is_scattered(value: fx.Node, facts: Facts) -> bool:
-    """Whether its rows may lie apart in memory; those of a matrix may."""
+    """Whether it is cut out of an image, so that its rows lie apart in memory; those of a matrix may."""
     shape = facts.shapes.get(value)
-    return is_slice(value) and (shape is None or len(shape) != 2)
+    return is_slice(value) and shape is not None and len(shape) > 2
 
 
 def _steps(graph: fx.Graph, path: Sequence[Step], value: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
