@@ -141,6 +141,13 @@ def test_a_border_of_zeros_is_none() -> None:
     assert isinstance(emitted(x), nn.Conv1d)
 
 
+def test_a_border_that_rounding_left_of_larger_constants_is_none() -> None:
+    border = torch.full((2, 1, 3), 1e-15, dtype=torch.float64)
+    for constant, expected in ((1.0, nn.Conv1d), (1e-15, BorderConv)):
+        bias = torch.full((2,), constant, dtype=torch.float64)
+        assert isinstance(emitted(Affine.conv(torch.ones(2, 2, 3), bias, padding=1, border=border)), expected)
+
+
 # -- cast --------------------------------------------------------------------------------------------------------------
 
 
