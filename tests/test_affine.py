@@ -213,6 +213,10 @@ def conv(size: int = 3, padding: Any = 1, mode: str = "zeros", **options: Any) -
     return Affine.conv(torch.ones(2, 2, size, size), torch.ones(2), padding=padding, mode=mode, **options)
 
 
+def up() -> Affine:
+    return Affine.conv_transpose(torch.ones(2, 2, 2, 2), stride=2)
+
+
 SHIFT = Affine.diagonal(2, 2, None, 1.0)
 
 
@@ -231,6 +235,8 @@ SHIFT = Affine.diagonal(2, 2, None, 1.0)
         (lambda: conv() + Affine.identity(3, 2), "cannot be added"),
         (lambda: conv() + Affine.identity(2, 1), "cannot be added"),
         (lambda: conv() @ Affine.identity(3, 2), "a map of 2 to 2 channels with a window of 3x3 cannot read the outp"),
+        (lambda: up() @ conv(), "^a transposed convolution behind an operator with a window or a stride$"),
+        (lambda: conv(1, 0, stride=2) @ up(), "^a stride behind a transposed convolution$"),
         (lambda: conv() @ Affine.identity(2, 1), "cannot read the output of a map of 2 to 2 channels"),
         (lambda: conv().spread(1), "a map of 2 to 2 channels with a window of 3x3 mixes positions"),
         (lambda: conv(1, 0, stride=2).spread(1), "mixes positions and keeps its layout"),
@@ -289,7 +295,16 @@ def test_a_transposed_convolution_is_that_of_torch(data: st.DataObject, n: int) 
     function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     expected = function(image, weight, bias, strides, padding, extra, groups, dilations)
     assert [a.output_size(size) for a, size in zip(x.axes, image.shape[2:], strict=True)] == list(expected.shape[2:])
+    assert (x.c_in, x.c_out, x.groups, x.has_bias) == (4, expected.shape[1], groups, bias is not None)
+    assert x.pointwise == all(a == Axis() for a in x.axes)
     assert_equal(apply(x, image), expected)
+    assert_equal(apply(Affine.conv_transpose(weight), image), function(image, weight))
+
+
+def test_a_dilation_of_one_tap_is_none() -> None:
+    ones = torch.ones(2, 2, 1)
+    assert Affine.conv(ones, dilation=2).pointwise
+    assert Affine.conv_transpose(ones, dilation=2).pointwise
 
 
 @law(least=0.9, data=st.data(), n=st.integers(1, 2))
@@ -386,6 +401,34 @@ def test_uniform_is_the_same_in_every_layout(data: st.DataObject, gain: int, shi
     assert_equal(apply(Uniform(gain, shift, (None, 4, *[None] * n)).placed(n), image), expected)
     assert (gain, shift) == (1, 0) or not uniform.is_identity
     assert Uniform().is_identity
+
+
+NUMBERS = st.integers(-3, 3)
+
+
+@given(start=st.tuples(NUMBERS, NUMBERS), steps=st.lists(st.tuples(st.sampled_from("+*-u"), NUMBERS), max_size=6))
+def test_magnitudes_are_what_came_out_if_every_number_were_positive(
+    start: tuple[int, int], steps: list[tuple[str, int]]
+) -> None:
+    x: Any = Uniform(*start)
+    positive: Any = Uniform(*map(abs, start))
+    for step, number in steps:
+        if step == "+":
+            x, positive = x + number, positive + abs(number)
+        elif step == "*":
+            x, positive = x * number, positive * abs(number)
+        elif step == "-":
+            x, positive = number - x, abs(number) + positive
+        else:
+            x, positive = x + Uniform(number, -number), positive + Uniform(abs(number), abs(number))
+    assert x.magnitudes == (positive.gain, positive.shift)
+
+
+def test_one_number_in_a_tensor_goes_with_any_layout() -> None:
+    for rank in (1, 2, 3, 4):
+        x = Uniform(sizes=(4,) * rank) * torch.ones(1)
+        assert isinstance(x, Affine)
+        assert len(x.axes) == max(rank - 2, 0)
 
 
 @law(least=0.7, data=st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,23 @@ def test_a_border_term_without_padding_meets_another_padding_mode() -> None:
         image = torch.arange(10.0).double().reshape(1, 2, 5)
         with torch.no_grad():
             assert_equal(emitted(x)(image), apply(x, image))
+
+
+@pytest.mark.parametrize(
+    ("pads", "mode", "expected"),
+    [
+        ([(-1, -1), (1, 1)], "zeros", nn.ConvTranspose2d),
+        ([(-1, -1), (1, 1)], "replicate", nn.Sequential),
+        ([(-1, -1), (2, 1)], "zeros", nn.Sequential),
+        ([(-1, -1), (3, 3)], "zeros", nn.Sequential),
+        ([(1, 1), (1, 1)], "zeros", nn.Conv2d),
+    ],
+)
+def test_one_kernel_where_one_axis_is_cropped_and_the_other_padded(pads: Any, mode: str, expected: type) -> None:
+    x = Affine.conv(torch.arange(36.0).reshape(2, 2, 3, 3).double(), padding=pads, mode=mode)
+    module, image = emitted(x), torch.arange(2 * 36.0).reshape(1, 2, 6, 6).double()
+    assert type(module) is expected
+    assert_equal(module(image), apply(x, image))
 
 
 def test_grouped_maps_without_axes_become_one_dense_layer() -> None:

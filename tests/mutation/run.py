@@ -11,6 +11,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,7 @@ OPTIONS = ("-p", "no:xdist", "-p", "no:cacheprovider", "-W", "ignore")
 ENVIRONMENT = {**os.environ, "CI": "1", "HYPOTHESIS_PROFILE": "unshrunk", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 SEEN = ("killed", "timeout", "segfault")  # mutmut's words where a test noticed
 UNTRIED = "not checked"
+STRICT = re.compile(r",\s*(strict=\w+)?(?=\))")  # of a zip
 IMPORTED = """
 import os
 os.environ["MUTANT_UNDER_TEST"] = "stats"
@@ -164,7 +166,9 @@ def shown(verdicts: Verdicts) -> str:
             lines = _mutmut(verdicts.group, "show", name, read=True).splitlines()
             changed = [line.strip() for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
             place = _place_of(name)
-            reason = reasons.get((place, *changed), f"{verdict}; no reason is known")
+            lengths = len({STRICT.sub("", line[1:]) for line in changed}) == 1
+            known = "both have one length" if lengths else reasons.get((place, *changed))
+            reason = known or f"{verdict}; no reason is known"
             texts.append("\n".join([f"{place}: {reason}", *changed]))
     return "\n\n".join(sorted(texts))
 
