@@ -38,6 +38,7 @@ BY_SIZE = "an argument that depends on the input's size"
 UNPREPARED = "its rule is not prepared for such a call:"
 JOINING = (operator.getitem, operator.add, operator.mul)  # of tuples
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
+PASSES = 3  # over the graph, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +81,42 @@ class Facts:
 
 
 def affine_facts(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]] | None = None) -> Facts:
-    """Interpret every node once, in order.
+    """Interpret every node in order; and once more where a reader told what an earlier one would have needed.
 
     known: shapes from a run on example inputs; only their ranks are used, so that no size is baked in.
     """
-    interpreter = _Interpreter(captured, rules, known or {})
+    told: dict[fx.Node, Shape] = {}
+    for _ in range(PASSES - 1):
+        interpreter = _interpreted(captured, rules, known or {}, told)
+        late = interpreter.told_late()
+        if told.keys() >= late.keys():
+            return interpreter.result()
+        told |= late
+    return _interpreted(captured, rules, known or {}, told).result()
+
+
+def _interpreted(
+    captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]], told: Mapping[fx.Node, Shape]
+) -> _Interpreter:
+    interpreter = _Interpreter(captured, rules, known, told)
     for node in captured.graph.nodes:
         interpreter.visit(node)
-    return interpreter.result()
+    return interpreter
 
 
 class _Interpreter:
-    def __init__(self, captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        rules: RuleSet,
+        known: Mapping[fx.Node, tuple[int, ...]],
+        told: Mapping[fx.Node, Shape],
+    ) -> None:
         self._captured = captured
         self._rules = rules
         self._known = known
+        self._told = told  # shapes that readers have told in an earlier pass
+        self._first: dict[fx.Node, Shape | None] = {}  # what was known of each shape before its readers were visited
         self._constants = Constants(captured)
         self._facts: dict[fx.Node, tuple[Fact, ...]] = {}
         self._shapes: dict[fx.Node, Shape | None] = {}
@@ -116,6 +138,12 @@ class _Interpreter:
         sets = (frozenset(self._numbers), frozenset(self._alike), floating)
         return Facts(self._facts, self._refusals, *known, *sets, self._truncated)
 
+    def told_late(self) -> dict[fx.Node, Shape]:
+        """Shapes that became known only behind a reader that was refused."""
+        refused = {refusal.node for refusal in self._refusals}
+        changed = ((node, self._shapes[node]) for node, first in self._first.items() if self._shapes[node] != first)
+        return {node: shape for node, shape in changed if shape is not None and not refused.isdisjoint(node.users)}
+
     def visit(self, node: fx.Node) -> None:
         """Facts and shape of one node, from those of its operands."""
         if node.op == "output" or node in self._constants:
@@ -130,6 +158,7 @@ class _Interpreter:
             self._visit_value(node, values)
         if self._shapes.get(node) is None:
             self._shapes[node] = self._seen_as(node)
+        self._first[node] = self._shapes[node] = self._told.get(node, self._shapes[node])
 
     def _visit_value(self, node: fx.Node, values: list[fx.Node]) -> None:
         """By the affine rule, where it refuses by the layout rule; the shape by its own rule where both are silent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from repcompile.verify import compare_outputs, same_results
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 ROUNDS = 8
-GAINS = ("norm", "scale")  # rules that convolutions in front of a sum, or across a path, take in
+GAINS = {"norm", "scale"}  # rules that convolutions in front of a sum, or across a path, take in
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
@@ -146,8 +146,8 @@ def _is_another_graph(result: Compilation) -> bool:
 
     A rank is checked and so known, a map and its padding are two operators, padding that stood in the way is cut off,
     nobody reads what a region makes, or one was computed by way of a value that others read: these have one reader
-    less. And where a norm or a scale is left that somebody might take in now: sums have other terms, or a map stands
-    elsewhere on its path.
+    less; or the one operator tells its neighbours how many channels there are. And where a norm or a scale is left
+    that somebody might take in now: sums have other terms, or a map stands elsewhere on its path.
     """
     gone = {node for item in result.rewritten for node in item.region.dying}
     apart = any(
@@ -159,12 +159,19 @@ def _is_another_graph(result: Compilation) -> bool:
         for item in result.rewritten
     )
     moved = any(item.region.fact.path or _adds(item.region, result.facts) for item in result.rewritten)
-    return result.regrouped or apart or (moved and _leaves_gains(result))
-
-
-def _leaves_gains(result: Compilation) -> bool:
     done = {node for item in result.rewritten for node in item.region.owned}
-    return any(rule.word in GAINS and node not in done for node, rule in result.facts.rules.items())
+    left = {node: rule.word for node, rule in result.facts.rules.items() if node not in done}
+    told = any(_tells(item.region, result.facts, left) for item in result.rewritten)
+    return result.regrouped or apart or told or (moved and not GAINS.isdisjoint(left.values()))
+
+
+def _tells(region: Region, facts: Facts, left: Container[fx.Node]) -> bool:
+    """Whether its operator tells how many channels its source has, which was not known, to operators that are left."""
+    if not isinstance(region.fact.map, Affine) or region.fact.at:
+        return False
+    shape, place = facts.shapes.get(region.source), -1 - len(region.fact.map.axes)
+    known = shape is not None and len(shape) >= -place and shape[place].known is not None
+    return not known and any(node in left for node in (region.source, *region.source.users))
 
 
 def _adds(region: Region, facts: Facts) -> bool:

@@ -410,8 +410,8 @@ NUMBERS = st.integers(-3, 3)
 def test_magnitudes_are_what_came_out_if_every_number_were_positive(
     start: tuple[int, int], steps: list[tuple[str, int]]
 ) -> None:
-    x: Any = Uniform(*start)
-    positive: Any = Uniform(*map(abs, start))
+    x: Any = Uniform(start[0], start[1])
+    positive: Any = Uniform(abs(start[0]), abs(start[1]))
     for step, number in steps:
         if step == "+":
             x, positive = x + number, positive + abs(number)

@@ -34,7 +34,10 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fil
     "rewrite": (("rewrite",), ("test_rewrite", "test_compiler", "test_hostile", "test_validation")),
     "rules": (
         tuple(f"rules/{name}" for name in RULES),
-        ("test_operators", "test_rules", "test_rewrites", "test_compiler", "blocks"),
+        (
+            *("test_operators", "test_rules", "test_rewrites", "test_facts", "test_sizes_as_arguments", "test_report"),
+            *("test_testing", "test_trial", "test_tuples", "test_compiler", "fuzz/test_fuzz", "blocks"),
+        ),
     ),
 }
 SETTINGS = """
