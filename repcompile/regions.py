@@ -242,7 +242,6 @@ class _Pricing:
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
         """What `node` itself costs inside the region of `whole`."""
-        start = self._positions(whole.source, whole)
         operands = [value for value in _values(node, self.facts) if value is whole.source or value in self.facts.maps]
         if self.facts.is_split(node):
             return ()  # a tuple of views
@@ -254,8 +253,7 @@ class _Pricing:
         if step is None:  # known only together with what is in front of it
             return (cost_of_resampling(1, self._entries(operands[0], whole), self._entries(node, whole)),)
         if step.path and isinstance(step.map, Uniform):
-            along = [self._of_step(s, index, whole, start) for index, s in enumerate(whole.path) if s.node is node]
-            return along[0] if along else self._of_moving(node, operands[0], step.path[-1], whole)
+            return self._of_moving(node, operands[0], step.path[-1], whole)
         if self.facts.rules[node].copies:
             copied = cost_of_copy(self._entries(operands[0], whole), self._entries(node, whole))
             return (copied,) * kernels_of_padding(step.map)
@@ -271,6 +269,9 @@ class _Pricing:
         """What makes positions anew reads its image once; what only moves them is a view."""
         if step.layout.is_view:
             return ()
+        place = next((index for index, other in enumerate(whole.path) if other.node is node), None)
+        if place is not None and isinstance(whole.map, Affine):  # as it is priced where it stays
+            return self._of_step(whole.path[place], place, whole, self._positions(whole.source, whole))
         before = self._entries(operand, whole)
         return (cost_of_resampling(1, before, self._measured_positions(node, 1) or before * step.layout.scale),)
 
