@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,15 +14,17 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
 from repcompile.capture import Captured
+from repcompile.classes import hooked
 from repcompile.copies import copied, duplicate
 from repcompile.errors import ModelError
+from repcompile.lending import lent_copy
 from repcompile.noise import SameNoise
 
 
 def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Node, tuple[int, ...]]]:
     """(output, shape of every tensor on the way) of a captured graph.
 
-    The user's modules and inputs are copied first, so that nobody remembers the run.
+    Copies of the user's modules run, on copies of the inputs, so that nobody remembers it.
     Raises ModelError if the model was captured for another way of calling it.
     """
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
@@ -29,7 +32,8 @@ def execute(captured: Captured, inputs: Sequence[Any]) -> tuple[Any, dict[fx.Nod
     if given is None:
         raise ModelError(f"{captured.name} was captured for calls with other arguments than example_inputs")
     memo: dict[int, Any] = {}
-    modules = {path: duplicate(module, memo) for path, module in captured.modules.items()}
+    copy_of = duplicate if captured.opaque else _sparing_copy  # what stays Python may write to weights
+    modules = {path: copy_of(module, memo) for path, module in captured.modules.items()}
     for node in captured.graph.nodes:
         if node.op == "call_module" and node.meta.get("inplace"):  # the graph is pure: others may read the operand
             modules[str(node.target)].__dict__["inplace"] = False
@@ -57,6 +61,14 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> Any:
     """What `model` itself returns for copies of `inputs`, which it may remember; noise is the same at every call."""
     with SameNoise(), torch.no_grad():
         return model(*copied(inputs))
+
+
+def _sparing_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy; of torch's own layers, which write to no weight, one that copies a weight when it is read."""
+    if not hooked(module) and all(type(part).__module__.startswith("torch.nn.modules") for part in module.modules()):
+        with contextlib.suppress(ModelError):
+            return lent_copy(module, memo=memo)
+    return duplicate(module, memo)
 
 
 def _run(captured: Captured, node: fx.Node, values: dict[fx.Node, Any]) -> Any:

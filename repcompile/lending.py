@@ -38,19 +38,31 @@ def whole_copy(module: nn.Module, convert: Convert = as_it_is, change: Change = 
     return copy
 
 
-def lent_copy(module: nn.Module, convert: Convert = as_it_is, change: Change = unchanged) -> nn.Module:
+def lent_copy(
+    module: nn.Module,
+    convert: Convert = as_it_is,
+    change: Change = unchanged,
+    memo: dict[int, Any] | None = None,
+) -> nn.Module:
     """The same, but whoever reads one of its parameters gets a new copy of it.
 
+    memo: as of `duplicate`; no parameter is put into it.
     What a forward writes to a parameter is lost; buffers and attributes are its own, and remember.
     Raises ModelError if not every parameter is read by its name.
     """
     weights = list(module.parameters())
     _require_read_by_name(module, weights)
-    empty: dict[int, Any] = {id(weight): _empty(weight) for weight in weights}
+    memo = {} if memo is None else memo
+    empty = {id(weight): _empty(weight) for weight in weights if id(weight) not in memo}
+    memo.update(empty)
     numbers = {id(weight): number for number, weight in enumerate(weights)}
-    copy = convert(duplicate(module, empty))
+    copy = convert(duplicate(module, memo))
+    for key in empty:
+        del memo[key]
     parts = dict(copy.named_modules())
     for path, part in module.named_modules():
+        if isinstance(parts[path]._parameters, _Lender):  # copied before, with another module
+            continue
         lender = _Lender(parts[path]._parameters, change)
         for name, weight in part._parameters.items():
             if weight is not None:

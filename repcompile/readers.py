@@ -16,6 +16,7 @@ from repcompile.shapes import Shape, Size, named
 from repcompile.spelling import ADDITIONS, DIVISIONS, MULTIPLICATIONS, SUBTRACTIONS
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 READERS = {  # spatial axes -> modules that tell how many axes and channels their input has
     1: (nn.Conv1d, nn.ConvTranspose1d),
     2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
@@ -62,7 +63,9 @@ def read_as(node: fx.Node, captured: Captured, constants: Constants) -> Shape | 
 
 def _expected(user: fx.Node, node: fx.Node, captured: Captured, constants: Constants) -> tuple[int, int] | None:
     """(spatial axes, channels) that `user` takes."""
-    sizes = _sizes_of_weight(user, constants) if user.target in CONVOLUTIONS else None
+    sizes = _sizes_of_weight(user, constants) if user.target in (*CONVOLUTIONS, *TRANSPOSED) else None
+    if sizes is not None and user.target in TRANSPOSED:  # (c_in, c_out / groups, *kernel)
+        return len(sizes) - 2, sizes[0]
     if sizes is not None:
         groups: Any = user.kwargs.get("groups", user.args[6] if len(user.args) > 6 else 1)
         return len(sizes) - 2, sizes[1] * groups

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
-from repcompile.affine import Affine, Map
 from repcompile.calls import Call, Calls, positional, run_call
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
@@ -39,7 +38,6 @@ from repcompile.verify import compare_outputs, same_results
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 ROUNDS = 8
-GAINS = {"norm", "scale"}  # rules that convolutions in front of a sum, or across a path, take in
 REGROUPINGS = 3  # a norm behind a sum inside a sum takes two
 
 
@@ -49,8 +47,7 @@ class Compilation:
 
     module: the fused model.  checks: of the whole model, in float64 and in its own dtype, if example inputs were given.
     inner: compilations of modules inside those that stay Python, or of such modules themselves, by path.
-    later: the next round, where a chain of linear operators was longer than `facts.HORIZON`, or more than chains has
-    changed; it started from what this one made.
+    later: the next round, if there was more to fuse in what this one made.
     regrouped: whether sums stand in another order than in the model, or norms elsewhere.
     exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
     """
@@ -81,6 +78,11 @@ class Compilation:
             later = replace(later, left=tuple(told.get(left.path, left) for left in later.left))
             report = joined(replace(report, left=()), later)
         return replace(report, notes=(Left("", self.exported), *report.notes)) if self.exported else report
+
+    @property
+    def worked(self) -> bool:
+        """Whether this round, or a later one, has fused anything."""
+        return bool(self.rewritten) or (self.later is not None and self.later.worked)
 
     @property
     def saved(self) -> int:
@@ -128,8 +130,8 @@ def _rounds(model: nn.Module, examples: Inputs | None, calls: Calls, settings: S
 
 
 def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -> Compilation:
-    """What the first round could not see, compiled again: behind the horizon, or in a graph that it has changed."""
-    if not settings.rounds or not first.rewritten or not (first.facts.truncated or _is_another_graph(first)):
+    """The rounds that follow: what one made is compiled again, as long as there is more to fuse in it."""
+    if not settings.rounds or not (first.rewritten or first.regrouped):
         return first
     renamed = replace(
         settings,
@@ -137,58 +139,21 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
         selection=settings.selection.renamed(safe),
         rounds=settings.rounds - 1,
     )
+    if not _promises_more(first.module, inputs, renamed):
+        return first
     later = _rounds(first.module, inputs, Calls(), renamed)
-    return replace(first, module=later.module, later=later)
+    return replace(first, module=later.module, later=later) if later.worked else first
 
 
-def _is_another_graph(result: Compilation) -> bool:
-    """Whether more has changed than that chains of operators are one operator each: then others may fuse now.
-
-    A rank is checked and so known, a map and its padding are two operators, padding that stood in the way is cut off,
-    nobody reads what a region makes, or one was computed by way of a value that others read: these have one reader
-    less; or the one operator tells its neighbours how many channels there are. And where a norm or a scale is left
-    that somebody might take in now: sums have other terms, or a map stands elsewhere on its path.
-    """
-    gone = {node for item in result.rewritten for node in item.region.dying}
-    apart = any(
-        item.rank is not None
-        or isinstance(item.made.module, nn.Sequential)
-        or not gone.issuperset(item.region.interior)
-        or not item.region.sink.users
-        or _cuts_padding(item.region, result.facts)
-        for item in result.rewritten
-    )
-    moved = any(item.region.fact.path or _adds(item.region, result.facts) for item in result.rewritten)
-    done = {node for item in result.rewritten for node in item.region.owned}
-    left = {node: rule.word for node, rule in result.facts.rules.items() if node not in done}
-    told = any(_tells(item.region, result.facts, left) for item in result.rewritten)
-    return result.regrouped or apart or told or (moved and not GAINS.isdisjoint(left.values()))
-
-
-def _tells(region: Region, facts: Facts, left: Container[fx.Node]) -> bool:
-    """Whether its operator tells how many channels its source has, which was not known, to operators that are left."""
-    if not isinstance(region.fact.map, Affine) or region.fact.at:
+def _promises_more(module: nn.Module, inputs: Inputs | None, settings: Settings) -> bool:
+    """Whether one more round would choose any region, or order a sum anew: no weight is read to see it."""
+    try:
+        captured = canonicalize(capture(module, settings.rules.module_classes, inputs, settings.selection))
+    except Untraceable:
         return False
-    shape, place = facts.shapes.get(region.source), -1 - len(region.fact.map.axes)
-    known = shape is not None and len(shape) >= -place and shape[place].known is not None
-    return not known and any(node in left for node in (region.source, *region.source.users))
-
-
-def _adds(region: Region, facts: Facts) -> bool:
-    """Whether there is an operator of more than one value in it."""
-    return any(sum(operand in facts.shapes for operand in node.all_input_nodes) > 1 for node in region.nodes)
-
-
-def _cuts_padding(region: Region, facts: Facts) -> bool:
-    """Whether a value on the way pads by more than the whole region: what is cut off meets no border any more."""
-    on_the_way = (fact for node in region.interior for fact in facts.maps.get(node, ()))
-    return any(_pads_more(fact.map, region.fact.map) for fact in on_the_way if fact.source is region.source)
-
-
-def _pads_more(x: Map, other: Map) -> bool:
-    if not isinstance(x, Affine) or not isinstance(other, Affine) or len(x.axes) != len(other.axes):
-        return False
-    return any(a.up == b.up and (a.lo > b.lo or a.hi > b.hi) for a, b in zip(x.axes, other.axes, strict=True))
+    known = {} if inputs is None or hooked(module) else execute(captured, inputs)[1]
+    captured, facts, known, ordered = _understood(captured, settings.rules, known, inputs)
+    return ordered or bool(choose(candidate_regions(captured, facts, known), settings.cost).chosen)
 
 
 def _inputs_of(result: Compilation, examples: Inputs | None) -> Inputs | None:
@@ -228,7 +193,7 @@ def _one_round(
     inner: Mapping[str, Compilation] | None = None,
 ) -> Compilation:
     captured, known, rewrites = _rewritten(captured, settings.rules, known, inputs)
-    captured, facts, regrouped = _understood(captured, settings.rules, known)  # legality: no weight is read
+    captured, facts, known, regrouped = _understood(captured, settings.rules, known, inputs)  # legality: weights unread
     Trial(captured, facts, settings.rules).of_rules()
     regions = candidate_regions(captured, facts, known)
     inner = inner or {}
@@ -261,15 +226,20 @@ def _identity(region: Region) -> tuple[fx.Node, fx.Node, int]:
     return region.source, region.sink, region.fact.at
 
 
-def _understood(captured: Captured, rules: RuleSet, known: Shapes) -> tuple[Captured, Facts, bool]:
-    """A graph whose sums stand in the order in which they merge, its facts, and whether they stood otherwise before."""
+def _understood(
+    captured: Captured, rules: RuleSet, known: Shapes, inputs: Inputs | None
+) -> tuple[Captured, Facts, Shapes, bool]:
+    """(a graph whose sums stand in the order in which they merge, its facts, the shapes of its values, whether the sums
+    stood otherwise before)
+    """
     facts = affine_facts(captured, rules, known)
     for times in range(REGROUPINGS):
         better = regrouped(captured, facts)
         if better is None:
-            return captured, facts, times > 0
-        captured, facts = better, affine_facts(better, rules, known)
-    return captured, facts, True
+            return captured, facts, known, times > 0
+        captured, known = better, known if inputs is None else execute(better, inputs)[1]
+        facts = affine_facts(captured, rules, known)
+    return captured, facts, known, True
 
 
 def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> Shapes:

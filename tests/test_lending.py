@@ -19,7 +19,7 @@ from repcompile.execute import run
 from repcompile.lending import as_it_is, lent_copy, unchanged, whole_copy
 from repcompile.modules import FixedDtype
 from tests.sweep.fingerprint import differences, fingerprint
-from tests.test_hostile import Net, conv, image, made, norm, parts
+from tests.test_hostile import Net, check, conv, image, images, made, norm, parts
 
 INPUTS = (image(2, 4, 7, 6).float(),)
 
@@ -146,6 +146,28 @@ def test_a_weight_that_others_hold_is_not_lent(build: Callable[[], nn.Module]) -
 def test_a_copy_of_the_copy_is_one_of_its_own() -> None:
     lender = lent_copy(made(conv).float())
     assert torch.equal(run(copy.deepcopy(lender), INPUTS), run(lender, INPUTS))
+
+
+def test_copies_that_belong_together() -> None:
+    """A layer lent by itself, then inside another module, and its weight in a whole copy."""
+    layer, memo = made(conv).float(), dict[int, Any]()
+    around, tie = nn.Sequential(layer, nn.ReLU()), nn.Conv2d(4, 4, 3, padding=1)
+    tie.weight, tie.bias = layer.weight, layer.bias  # type: ignore[assignment]
+    lender = lent_copy(layer, memo=memo)
+    lent_around, whole = lent_copy(around, memo=memo), copy.deepcopy(tie, memo)
+    assert lent_around[0] is lender  # type: ignore[index]
+    assert torch.equal(run(lender, INPUTS), run(layer, INPUTS))
+    assert torch.equal(run(lent_around, INPUTS), run(around, INPUTS))
+    assert torch.equal(whole(*INPUTS), tie(*INPUTS))
+    assert whole.weight is not tie.weight
+
+
+def reads_tied(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x) + F.conv2d(x, m.conv.weight, padding=1)) + torch.einsum("bchw,oc->bohw", x, m.gain.weight)
+
+
+def test_a_weight_that_is_read_beside_its_layer() -> None:
+    check(made(lambda: Net(reads_tied, **parts(gain=nn.Linear(4, 4)))), *images())
 
 
 # -- verify -----------------------------------------------------------------------------------------------------------

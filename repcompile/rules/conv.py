@@ -38,7 +38,7 @@ def conv_transpose_module(x: Map, m: nn.ConvTranspose2d) -> Map:
     return conv_transpose(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
-@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, transposed=True, dtype="common")
+@affine_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, strict=True, transposed=True, dtype="common")
 def conv_transpose(
     x: Map,
     weight: Weight,
