@@ -75,9 +75,9 @@ def cost_of_map(
     crop, and for a border map.
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
-    padded: of the padded and cropped input, if known.  single: of one output, as a border map has them; few beside a
-    batch.  transposed: whether the model spells it as a transposed convolution, which works at the input's positions
-    and pads and crops by itself.
+    padded: of the padded and cropped input, or of what a transposed convolution makes before it is cropped, if known.
+    single: of one output, as a border map has them; few beside a batch.
+    transposed: whether the model spells it as a transposed convolution, which pads and crops by itself.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
@@ -90,12 +90,14 @@ def cost_of_map(
     given = before
     if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
-    moved = x.c_in * before + x.c_out * after + x.weights
-    positions = before if transposed else after / prod(axis.up for axis in x.axes)
+    ragged = x.spreads and not transposed and not x.ends_evenly
+    made = padded if ragged and padded is not None else after
+    moved = x.c_in * before + x.c_out * made + x.weights
+    positions = before if transposed or x.spreads else after  # a transposed convolution works at those of its input
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (pads * kernels_of_padding(x) + crops)
-    if x.spreads and not transposed and not x.ends_evenly:
-        kernels.append(cost_of_elementwise(1, x.c_out, after))
+    if ragged:
+        kernels.append(cost_of_copy(x.c_out * made, x.c_out * after))
     if x.has_border and x.reads_less:
         kernels += [cost_of_elementwise(1, x.c_in, before)] * 2
     elif x.has_border:

@@ -38,7 +38,6 @@ BY_SIZE = "an argument that depends on the input's size"
 UNPREPARED = "its rule is not prepared for such a call:"
 JOINING = (operator.getitem, operator.add, operator.mul)  # of tuples
 HORIZON = 24  # sources kept per value; a longer chain of linear operators is collapsed in several rounds
-PASSES = 3  # over the graph, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +84,9 @@ def affine_facts(captured: Captured, rules: RuleSet, known: Mapping[fx.Node, tup
 
     known: shapes from a run on example inputs; only their ranks are used, so that no size is baked in.
     """
-    told: dict[fx.Node, Shape] = {}
-    for _ in range(PASSES - 1):
-        interpreter = _interpreted(captured, rules, known or {}, told)
-        late = interpreter.told_late()
-        if told.keys() >= late.keys():
-            return interpreter.result()
-        told |= late
-    return _interpreted(captured, rules, known or {}, told).result()
+    interpreter = _interpreted(captured, rules, known or {}, {})
+    late = interpreter.told_late()
+    return (_interpreted(captured, rules, known or {}, late) if late else interpreter).result()
 
 
 def _interpreted(
@@ -115,7 +109,7 @@ class _Interpreter:
         self._captured = captured
         self._rules = rules
         self._known = known
-        self._told = told  # shapes that readers have told in an earlier pass
+        self._told = told  # shapes that readers have told in a first pass
         self._first: dict[fx.Node, Shape | None] = {}  # what was known of each shape before its readers were visited
         self._constants = Constants(captured)
         self._facts: dict[fx.Node, tuple[Fact, ...]] = {}

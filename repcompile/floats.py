@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable, Sequence
-from types import NoneType
+from types import BuiltinFunctionType, NoneType
 from typing import Any
 
 import torch
@@ -102,9 +102,11 @@ class _Search:
         return name in CASTS or (name in PASSING and known and not one_of)
 
     def _gives_indices(self, node: fx.Node) -> bool:
-        """Whether it is a pool that returns the places of the largest values too."""
+        """Whether it is a pool that returns the places of the largest values, as torch's own adaptive ones do."""
         if node.op == "call_module":
             return bool(getattr(self._captured.module(node), "return_indices", False))
+        if isinstance(node.target, BuiltinFunctionType) and "adaptive_max_pool" in name_of(node):  # not F's
+            return True
         return bool(node.kwargs.get("return_indices")) or ("max_pool" in name_of(node) and True in node.args[2:])
 
     def _required(self, node: fx.Node, rule: Rule) -> Iterable[fx.Node]:

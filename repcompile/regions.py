@@ -212,7 +212,7 @@ class _Pricing:
         return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded, single), *chain(*steps))
 
     def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None]:
-        """Positions in front of the map, behind it, and of its padded input, by the shapes of the run."""
+        """Positions in front of the map, behind it, and of its padded input or uncropped output, measured."""
         assert isinstance(fact.map, Affine)
         before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source, ())
         after = self.known.get(sink, ()) if fact.ends else ()
@@ -223,6 +223,10 @@ class _Pricing:
             sizes = (size + axis.lo + axis.hi for size, axis in zip(before[first:], fact.map.axes, strict=True))
             plain = all(axis.up == 1 for axis in fact.map.axes)
             padded = float(prod(before[: first - 1]) * prod(sizes)) if plain else None
+        if len(after) > n_axes and fact.map.spreads:
+            crops = (2 * max(axis.lo, axis.hi) - axis.lo - axis.hi for axis in fact.map.axes)
+            sizes = (size + crop for size, crop in zip(after[len(after) - n_axes :], crops, strict=True))
+            padded = float(prod(after[: len(after) - n_axes - 1]) * prod(sizes))
         behind = prod(after) / after[-1 - n_axes] if len(after) > n_axes else at * _ratio(fact.map)
         return at, behind, padded
 

@@ -172,6 +172,7 @@ BESIDE: dict[str, Callable[[Any, Tensor], Any]] = {
     "the places of some": lambda m, x: both(m, x.topk(1, dim=1)),
     "the places of a pool": lambda m, x: (lambda v, i: m.conv(v) + m.conv(i / 100.0))(*m.pool(x)),
     "the places of an adaptive pool": lambda m, x: (lambda v, i: v.mean() + m.conv(i / 9.0))(*m.adaptive(m.conv(x))),
+    "the places of an adaptive pool of lines": lambda m, x: lines(m, torch.adaptive_max_pool1d(m.line(x[:, :, 0]), 5)),
     "a sum of integers": lambda m, x: m.conv(x).sum((2, 3), dtype=torch.long) * 2 * 0.5,
     "a canvas of bytes": lambda m, x: m.conv(canvas(x, m.conv(x) * 9) / 255.0),
 }
@@ -180,6 +181,11 @@ BESIDE: dict[str, Callable[[Any, Tensor], Any]] = {
 def both(m: Any, found: Any) -> Tensor:
     values, places = found
     return m.one(values) + m.one(places / 8.0)
+
+
+def lines(m: Any, found: Any) -> Tensor:
+    values, places = found
+    return m.line(values) + m.line(places / 8.0)
 
 
 def canvas(x: Tensor, value: Tensor) -> Tensor:
@@ -191,7 +197,7 @@ def canvas(x: Tensor, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", BESIDE)
 def test_what_stands_beside_a_floating_value_may_be_integers(name: str) -> None:
     parts = {"conv": conv(), "one": conv(1), "pool": nn.MaxPool2d(2, return_indices=True)}
-    parts |= {"adaptive": nn.AdaptiveMaxPool2d(3, return_indices=True)}
+    parts |= {"adaptive": nn.AdaptiveMaxPool2d(3, return_indices=True), "line": nn.Conv1d(4, 4, 1)}
     with in_double():
         check(made(lambda: Net(BESIDE[name], **parts)), (image(2, 4, 9, 8),), (image(1, 4, 6, 7),))
 

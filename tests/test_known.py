@@ -1,0 +1,1032 @@
+"""What is known of each value before anything runs: its shape, and which values it is an affine map of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import Captured, capture
+from repcompile.execute import execute
+from repcompile.facts import Facts, affine_facts
+from repcompile.interpret import Interpreter, Remembering, evaluated, evaluated_shape
+from repcompile.rules import DEFAULT
+from repcompile.shapes import Size
+from tests.test_hostile import Net, conv, gain, image, made, norm
+
+Forward = Callable[[Any, Tensor], Any]
+
+
+def layers() -> dict[str, Any]:
+    return {
+        **{"conv": conv(), "strided": conv(stride=2), "slim": conv(4, 2, 1), "two": conv(2), "norm": norm()},
+        **{"tail": nn.Linear(4, 6), "six": nn.Linear(6, 4), "four": nn.Linear(4, 4), "embed": nn.Embedding(99, 4)},
+        **{"signal": nn.Conv1d(4, 4, 3), "volume": nn.Conv3d(4, 4, 1), "pool": nn.AdaptiveAvgPool2d(8)},
+        **{"gamma": gain(4, 1, 1), "width": gain(4), "kernel": gain(4, 4, 1, 1), "matrix": gain(9, 5)},
+    }
+
+
+def _added(y: Tensor) -> Tensor:
+    a, b = y.chunk(2, 1)
+    return a + b
+
+
+def _parted(m: Any, x: Tensor) -> Tensor:
+    a, b = x.split([4, 2], 1)
+    return m.slim(a) + m.two(b)[:, :2]
+
+
+def _halved(m: Any, x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return m.two(a) + m.two(b)
+
+
+def _halved_from_the_end(m: Any, x: Tensor) -> Tensor:
+    a, b = torch.chunk(x, chunks=2, dim=-3)
+    return m.two(a) + m.two(b)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    b, n, c = x.shape
+    return x.reshape(b, n * c) * 2.0
+
+
+def _product(y: Tensor, *sizes: Any) -> Tensor:
+    for size in sizes:
+        y = y * size
+    return y
+
+
+KNOWN: dict[str, tuple[Forward, str]] = {
+    "a convolution": (
+        lambda m, x: m.conv(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "a convolution that shrinks": (
+        lambda m, x: m.strided(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        strided: (x.0, 4, strided.2, strided.3) x
+        """,
+    ),
+    "a convolution that shrinks what is known": (
+        lambda m, x: m.strided(F.interpolate(m.strided(m.pool(x)), scale_factor=2)),
+        """
+        x: ?
+        pool: (pool.0, 4, pool.2, pool.3)
+        strided: (pool.0, 4, strided.2, strided.3) pool
+        interpolate: (pool.0, 4, 2*strided.2, 2*strided.3) strided~ pool~
+        strided_1: (pool.0, 4, strided_1.2, strided_1.3) interpolate strided~
+            not pool: two operators with a window, and a change of layout in between
+        """,
+    ),
+    "a convolution of a keyword": (
+        lambda m, x: m.conv(input=x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "a convolution of a signal": (
+        lambda m, x: m.signal(x),
+        """
+        x: (x.0, 4, x.2)
+        signal: (x.0, 4, signal.2) x
+        """,
+    ),
+    "a convolution of a volume": (
+        lambda m, x: m.volume(x),
+        """
+        x: (x.0, 4, x.2, x.3, x.4)
+        volume: (x.0, 4, x.2, x.3, x.4) x
+        """,
+    ),
+    "a convolution by its weights": (
+        lambda m, x: F.conv2d(x, m.kernel),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv2d: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "a convolution without a known input": (
+        lambda m, x: m.conv(torch.cumsum(x, 1)).cumsum(1) + 1.0,
+        """
+        x: ?
+        cumsum: (cumsum.0, 4, cumsum.2, cumsum.3)
+        conv: (cumsum.0, 4, cumsum.2, cumsum.3) cumsum
+        cumsum_1: ?
+        add: ? cumsum_1
+        """,
+    ),
+    "a norm": (
+        lambda m, x: m.norm(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "linears of nobody knows what": (
+        lambda m, x: m.six(m.tail(x)),
+        """
+        x: ?
+        tail: ? x
+        six: ? tail x
+        """,
+    ),
+    "linears of tokens": (
+        lambda m, x: m.six(m.tail(m.conv(x).flatten(2).transpose(1, 2))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) conv~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ conv~ x~
+        tail: (x.0, x.2*x.3, 6) transpose flatten~ conv~ x~
+        six: (x.0, x.2*x.3, 4) tail transpose flatten~ conv~ x~
+        """,
+    ),
+    "a convolution behind linears": (
+        lambda m, x: m.conv(m.six(m.tail(m.norm(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        permute: (x.0, x.2, x.3, 4) norm~ x~
+        tail: (x.0, x.2, x.3, 6) permute norm~ x~
+        six: (x.0, x.2, x.3, 4) tail permute norm~ x~
+        permute_1: (x.0, 4, x.2, x.3) six~ tail~ permute~ norm x
+        conv: (x.0, 4, x.2, x.3) permute_1 six~ tail~ permute~ norm x
+        """,
+    ),
+    "a signal behind linears": (
+        lambda m, x: m.signal(m.six(m.tail(x)).transpose(1, 2)),
+        """
+        x: ?
+        tail: ? x
+        six: (six.0, six.1, 4) tail x
+        transpose: (six.0, 4, six.1) six~ tail~ x~
+        signal: (six.0, 4, signal.2) transpose six~ tail~ x~
+        """,
+    ),
+    "a signal behind one linear": (
+        lambda m, x: m.signal(m.four(x).transpose(-2, -1)),
+        """
+        x: ?
+        four: (four.0, four.1, 4) x
+        transpose: (four.0, 4, four.1) four~ x~
+        signal: (four.0, 4, signal.2) transpose four~ x~
+        """,
+    ),
+    "tokens and back": (
+        lambda m, x: m.conv(m.norm(x).flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) norm~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ norm~ x~
+        transpose_1: (x.0, 4, x.2*x.3) transpose~ flatten norm~ x~
+        getattr_1: number
+        reshape: (x.0, 4, x.2, x.3) transpose_1~ transpose~ flatten~ norm x
+        conv: (x.0, 4, x.2, x.3) reshape transpose_1~ transpose~ flatten~ norm x
+        """,
+    ),
+    "permuted by all its axes": (
+        lambda m, x: x.permute(0, 3, 1, 2),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        permute: (x.0, x.3, x.1, x.2) x~
+        """,
+    ),
+    "permuted by a list of all its axes": (
+        lambda m, x: torch.permute(x, [0, 3, 1, 2]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        permute: (x.0, x.3, x.1, x.2) x~
+        """,
+    ),
+    "permuted by too few axes": (
+        lambda m, x: m.conv(x).sum(1).permute(0, 2, 1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        sum_1: (sum_1.0, sum_1.1, sum_1.2)
+        permute: (sum_1.0, sum_1.2, sum_1.1) sum_1~
+        """,
+    ),
+    "transposed, and nobody knows what": (
+        lambda m, x: x.transpose(1, 2),
+        """
+        x: ?
+        transpose: ?
+        """,
+    ),
+    "transposed for its reader": (
+        lambda m, x: m.conv(x.transpose(1, 2)),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        transpose: (x.0, 4, x.1, x.3) x~
+        conv: (x.0, 4, x.1, x.3) transpose x~
+        """,
+    ),
+    "swapped for its reader": (
+        lambda m, x: m.conv(x.swapaxes(1, 3)),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        swapaxes: (x.0, 4, x.2, x.1) x~
+        conv: (x.0, 4, x.2, x.1) swapaxes x~
+        """,
+    ),
+    "transposed for a reader of weights": (
+        lambda m, x: torch.einsum("nct,tu->ncu", x.transpose(1, 2), m.matrix),
+        """
+        x: (x.0, x.1, x.2)
+        transpose: (x.0, x.2, x.1) x~
+        einsum: (x.0, x.2, 5) transpose x~
+        """,
+    ),
+    "flattened, and nobody knows what": (
+        lambda m, x: m.tail(x.flatten(1)),
+        """
+        x: ?
+        flatten: ?
+        tail: ? flatten
+        """,
+    ),
+    "an activation": (
+        lambda m, x: m.norm(torch.relu(m.conv(x))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        relu: (x.0, 4, x.2, x.3) alike
+        norm: (x.0, 4, x.2, x.3) relu
+        """,
+    ),
+    "a pool": (
+        lambda m, x: F.max_pool2d(m.conv(x), 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        max_pool2d: (x.0, 4, max_pool2d.2, max_pool2d.3) alike
+        """,
+    ),
+    "a pool of nobody knows what": (
+        lambda m, x: F.max_pool2d(x, 2),
+        """
+        x: ?
+        max_pool2d: ? alike
+        """,
+    ),
+    "a softmax of a keyword": (
+        lambda m, x: torch.softmax(input=m.conv(x), dim=1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        softmax: ? alike
+        """,
+    ),
+    "the mean of the image": (
+        lambda m, x: m.tail(m.conv(x).mean((2, 3))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 4) conv~ x~
+        tail: (x.0, 6) mean conv~ x~
+        """,
+    ),
+    "averages": (
+        lambda m, x: F.avg_pool2d(m.conv(x), 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        avg_pool2d: (x.0, 4, avg_pool2d.2, avg_pool2d.3) conv x
+        """,
+    ),
+    "upsampled": (
+        lambda m, x: F.interpolate(m.conv(x), scale_factor=2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        interpolate: (x.0, 4, 2*x.2, 2*x.3) conv~ x~
+        """,
+    ),
+    "a crop": (
+        lambda m, x: m.conv(x)[:, 1:3, :, 1:],
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 2, x.2, getitem.3) conv x
+        """,
+    ),
+    "one channel": (
+        lambda m, x: m.conv(x)[:, 1],
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: ?
+            not conv: an index that drops or adds an axis, or that only the run will know
+        """,
+    ),
+    "a sum": (
+        lambda m, x: m.conv(x) + m.norm(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) x
+        add: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "a sum of keywords": (
+        lambda m, x: torch.add(input=m.conv(x), other=m.norm(x)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) x
+        add: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "a sum of tokens": (
+        lambda m, x: m.conv(x).flatten(2) + m.norm(x).flatten(2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) conv~ x~
+        norm: (x.0, 4, x.2, x.3) x
+        flatten_1: (x.0, 4, x.2*x.3) norm~ x~
+        add: (x.0, 4, x.2*x.3) x~
+        """,
+    ),
+    "a sum of values that are no map of one": (
+        lambda m, x: torch.relu(x) + m.conv(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        relu: (x.0, 4, x.2, x.3) alike
+        conv: (x.0, 4, x.2, x.3) x
+        add: (x.0, 4, x.2, x.3)
+        """,
+    ),
+    "a sum with what is broadcast": (
+        lambda m, x: m.conv(x) + m.norm(x).mean((2, 3), keepdim=True),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 4, 1, 1) norm~ x~
+        add: (x.0, 4, x.2, x.3)
+            not x: the operands are laid out differently
+        """,
+    ),
+    "a sum with what has other axes": (
+        lambda m, x: m.norm(m.conv(x)) + m.conv(x).transpose(2, 3),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) conv x
+        conv_1: (x.0, 4, x.2, x.3) x
+        transpose: (x.0, 4, x.3, x.2) conv_1~ x~
+        add: (x.0, 4, add.2, add.3)
+            not x: the operands are laid out differently
+        """,
+    ),
+    "a gain": (
+        lambda m, x: m.conv(x) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mul: (x.0, 4, x.2, x.3) conv x
+        """,
+    ),
+    "a gain of the last axis": (
+        lambda m, x: m.conv(x).permute(0, 2, 3, 1) * m.width,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        permute: (x.0, x.2, x.3, 4) conv~ x~
+        mul: (x.0, x.2, x.3, 4) permute conv~ x~
+        """,
+    ),
+    "a gain of nobody knows what": (
+        lambda m, x: m.conv(x * m.gamma),
+        """
+        x: ?
+        mul: (mul.0, 4, mul.2, mul.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        conv: (mul.0, 4, mul.2, mul.3) mul
+        """,
+    ),
+    "a number of nobody knows what": (
+        lambda m, x: torch.relu(x * 2.0) + 1.0,
+        """
+        x: ?
+        mul: ? x
+        relu: ? alike
+        add: ? relu
+        """,
+    ),
+    "joined": (
+        lambda m, x: m.norm(torch.cat([m.slim(x), m.slim(x)], 1)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        slim: (x.0, 2, x.2, x.3) x
+        slim_1: (x.0, 2, x.2, x.3) x
+        cat: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) cat x
+        """,
+    ),
+    "joined by a keyword": (
+        lambda m, x: torch.cat(tensors=[m.slim(x), x], dim=1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        slim: (x.0, 2, x.2, x.3) x
+        cat: (x.0, 6, x.2, x.3) x
+        """,
+    ),
+    "joined positions": (
+        lambda m, x: torch.cat([m.conv(x), x], 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        cat: (x.0, 4, cat.2, x.3)
+            not x: joined along another axis than the channels
+        """,
+    ),
+    "two borders": (
+        lambda m, x: m.conv(m.norm(m.conv(x))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) conv x
+        conv_1: (x.0, 4, x.2, x.3) norm conv
+            not x: zero padding between two operators that mix positions
+        """,
+    ),
+    "no rule": (
+        lambda m, x: m.norm(m.conv(x).cumsum(1)) + 1.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        cumsum: (cumsum.0, 4, cumsum.2, cumsum.3)
+        norm: (cumsum.0, 4, cumsum.2, cumsum.3) cumsum
+        add: (cumsum.0, 4, cumsum.2, cumsum.3) norm cumsum
+        """,
+    ),
+    "nothing": (
+        lambda m, x: x,
+        """
+        x: ?
+        """,
+    ),
+    "parts of what is known": (
+        lambda m, x: m.two(m.conv(x).split(2, 1)[1]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        split: ? split
+        getitem: (x.0, 2, x.2, x.3) conv x
+        two: (x.0, 4, x.2, x.3) getitem conv
+            not x: zero padding between two operators that mix positions
+        """,
+    ),
+    "chunks of what is known": (
+        lambda m, x: _added(m.conv(x)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        chunk: ? split
+        getitem: (x.0, 2, x.2, x.3) conv x
+        getitem_1: (x.0, 2, x.2, x.3) conv x
+        add: (x.0, 2, x.2, x.3) conv x
+        """,
+    ),
+    "chunks that tell what they are parts of": (
+        _halved,
+        """
+        x: (x.0, 4, x.2, x.3)
+        chunk: ? split
+        getitem: (x.0, 2, x.2, x.3) x
+        getitem_1: (x.0, 2, x.2, x.3) x
+        two: (x.0, 4, x.2, x.3) getitem x
+        two_1: (x.0, 4, x.2, x.3) getitem_1 x
+        add: (x.0, 4, x.2, x.3) x
+        """,
+    ),
+    "chunks along an axis from the end": (
+        _halved_from_the_end,
+        """
+        x: (x.0, x.1, x.2, x.3)
+        chunk: ? split
+        getitem: (getitem.0, 2, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        getitem_1: (getitem_1.0, 2, getitem_1.2, getitem_1.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        two: (getitem.0, 4, getitem.2, getitem.3) getitem
+        two_1: (getitem_1.0, 4, getitem_1.2, getitem_1.3) getitem_1
+        add: (add.0, 4, add.2, add.3)
+        """,
+    ),
+    "the half of the chunks": (
+        lambda m, x: m.two(x.chunk(2, 1)[1]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        chunk: ? split
+        getitem: (getitem.0, 2, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        two: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "chunks along the batch": (
+        lambda m, x: m.conv(x.chunk(2)[0]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        chunk: ? split
+        getitem: (getitem.0, 4, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        conv: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "chunks along an axis that is not there": (
+        lambda m, x: m.conv(x.chunk(2, 7)[0]),
+        """
+        x: ?
+        chunk: ? split
+        getitem: (getitem.0, 4, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        conv: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "parts by their sizes": (
+        _parted,
+        """
+        x: (x.0, 6, x.2, x.3)
+        split: ? split
+        getitem: (x.0, 4, x.2, x.3) x
+        getitem_1: (x.0, 2, x.2, x.3) x
+        slim: (x.0, 2, x.2, x.3) getitem x
+        two: (x.0, 4, x.2, x.3) getitem_1 x
+        getitem_2: (x.0, 2, x.2, x.3) two getitem_1 x
+        add: (x.0, 2, x.2, x.3) x
+        """,
+    ),
+    "one of the parts by their sizes": (
+        lambda m, x: m.conv(x.split([4, 3], 1)[0]),
+        """
+        x: (x.0, 7, x.2, x.3)
+        split: ? split
+        getitem: (x.0, 4, x.2, x.3) x
+        conv: (x.0, 4, x.2, x.3) getitem x
+        """,
+    ),
+    "parts of the height": (
+        lambda m, x: m.conv(x.split([4, 3], 2)[0]),
+        """
+        x: (x.0, x.1, 7, x.3)
+        split: ? split
+        getitem: (getitem.0, 4, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        conv: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "parts by a keyword": (
+        lambda m, x: m.two(torch.split(x, [2, 2], dim=1)[0]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        split: ? split
+        getitem: (x.0, 2, x.2, x.3) x
+        two: (x.0, 4, x.2, x.3) getitem x
+        """,
+    ),
+    "parts by sizes, of which one is asked for": (
+        lambda m, x: m.conv(x.split([4, x.shape[1] - 4], 1)[0]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        getattr_1: number
+        getitem: number x.1
+        sub: number
+        split: ? split
+        getitem_1: (getitem_1.0, 4, getitem_1.2, getitem_1.3)
+            not x: an argument that only the run will know
+        conv: (getitem_1.0, 4, getitem_1.2, getitem_1.3) getitem_1
+        """,
+    ),
+    "parts by sizes, of which one is nothing": (
+        lambda m, x: m.conv(x.split([4, 0], 1)[0]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        split: ? split
+        getitem: (getitem.0, 4, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        conv: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "parts of one size": (
+        lambda m, x: m.two(x.split(2, 1)[0]),
+        """
+        x: (x.0, x.1, x.2, x.3)
+        split: ? split
+        getitem: (getitem.0, 2, getitem.2, getitem.3)
+            not x: the number of channels is not known here; example_inputs may tell
+        two: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
+    "parts turned round": (
+        lambda m, x: m.two(m.conv(x).chunk(2, 1)[::-1][0]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        chunk: ? split
+        getitem: ?
+        getitem_1: (getitem_1.0, 2, getitem_1.2, getitem_1.3)
+        two: (getitem_1.0, 4, getitem_1.2, getitem_1.3) getitem_1
+        """,
+    ),
+    "parts joined": (
+        lambda m, x: torch.cat(m.slim(x).chunk(2, 1) + m.norm(x).chunk(2, 1), 1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        slim: (x.0, 2, x.2, x.3) x
+        chunk: ? split
+        norm: (x.0, 4, x.2, x.3) x
+        chunk_1: ? split
+        add: ?
+        cat: ?
+        """,
+    ),
+    "the largest": (
+        lambda m, x: m.conv(x).max(1, keepdim=True)[0] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        max_1: ?
+        getitem: ?
+            not max_1: an index that drops or adds an axis, or that only the run will know
+        mul: ? getitem
+        """,
+    ),
+    "sizes": (
+        lambda m, x: m.conv(x) * x.size(1) * x.shape[-2] * x.size()[3],
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        size: number 4
+        mul: ?
+            not conv: arithmetic with a Size
+        getattr_1: number
+        getitem: number x.2
+        mul_1: ?
+            not mul: arithmetic with a Size
+        size_1: number
+        getitem_1: number x.3
+        mul_2: ?
+            not mul_1: arithmetic with a Size
+        """,
+    ),
+    "sizes of nobody knows what": (
+        lambda m, x: x * x.shape[2] * x.shape[-1] * x.size(0),
+        """
+        x: ?
+        getattr_1: number
+        getitem: number x.2
+        mul: ?
+            not x: arithmetic with a Size
+        getitem_1: number x.-1
+        mul_1: ?
+            not mul: arithmetic with a Size
+        size: number x.0
+        mul_2: ?
+            not mul_1: arithmetic with a Size
+        """,
+    ),
+    "products of sizes": (
+        lambda m, x: m.conv(x).reshape(-1, x.shape[2] * x.shape[3] * 2, x.shape[1] // 2 * x.shape[0]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.2
+        getitem_1: number x.3
+        mul: number x.2*x.3
+        mul_1: number 2*x.2*x.3
+        getitem_2: number 4
+        floordiv: number 2
+        getitem_3: number x.0
+        mul_2: number 2*x.0
+        reshape: (1, 2*x.2*x.3, 2*x.0) conv~ x~
+        """,
+    ),
+    "quotients of sizes": (
+        lambda m, x: _product(m.conv(x), x.shape[2] // 2, x.shape[1] // 2, x.shape[1] // 8, x.shape[2] * 2 // 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.2
+        floordiv: number 1 ('x.2',) over 2 ()
+        getitem_1: number 4
+        floordiv_1: number 2
+        floordiv_2: number 4 () over 8 ()
+        mul: number 2*x.2
+        floordiv_3: number x.2
+        mul_1: ?
+            not conv: arithmetic with a Size
+        mul_2: ?
+            not mul_1: arithmetic with a Size
+        mul_3: ?
+            not mul_2: arithmetic with a Size
+        mul_4: ?
+            not mul_3: arithmetic with a Size
+        """,
+    ),
+    "sizes over sizes": (
+        lambda m, x: _product(
+            m.conv(x), x.shape[2] // x.shape[3], x.shape[2] * x.shape[3] // x.shape[3], 12 // x.shape[1]
+        ),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.2
+        getitem_1: number x.3
+        floordiv: number 1 ('x.2',) over 1 ('x.3',)
+        mul: number x.2*x.3
+        floordiv_1: number x.2
+        getitem_5: number 4
+        floordiv_2: number 3
+        mul_1: ?
+            not conv: arithmetic with a Size
+        mul_2: ?
+            not mul_1: arithmetic with a Size
+        mul_3: ?
+            not mul_2: arithmetic with a Size
+        """,
+    ),
+    "other arithmetic with sizes": (
+        lambda m, x: _product(
+            m.conv(x), x.shape[2] + 1, x.shape[2] / 2, x.shape[2] // 2.0, x.shape[2] * -1, x.shape[2] * 0
+        ),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.2
+        add: number
+        truediv: number
+        floordiv: number
+        mul: number
+        mul_1: number
+        mul_2: ?
+            not conv: an argument that only the run will know
+        mul_3: ?
+            not mul_2: an argument that only the run will know
+        mul_4: ?
+            not mul_3: an argument that only the run will know
+        mul_5: ?
+            not mul_4: an argument that only the run will know
+        mul_6: ?
+            not mul_5: an argument that only the run will know
+        """,
+    ),
+    "what is true as a number": (
+        lambda m, x: m.conv(x) * (x.shape[2] * True) * (x.shape[1] * 1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.2
+        mul: number
+        mul_1: ?
+            not conv: an argument that only the run will know
+        getitem_1: number 4
+        mul_2: number 4
+        mul_3: ?
+            not mul_1: arithmetic with a Size
+        """,
+    ),
+    "some of the sizes": (
+        lambda m, x: m.conv(x).reshape(x.shape[2:] + x.shape[:2]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number
+        getitem_1: number
+        add: number
+        reshape: ?
+        """,
+    ),
+    "other questions": (
+        lambda m, x: m.conv(x).to(x.device, x.dtype) * x.dim() * x.ndim * x.numel(),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getattr_2: number
+        to: ?
+        dim: number
+        mul: ?
+            not to: an argument that only the run will know
+        getattr_3: number
+        mul_1: ?
+            not mul: an argument that only the run will know
+        numel: number
+        mul_2: ?
+            not mul_1: an argument that only the run will know
+        """,
+    ),
+    "the axes that are unpacked": (
+        lambda m, x: _tokens(x),
+        """
+        x: (x.0, x.1, x.2)
+        getattr_1: number
+        getitem: number x.0
+        getitem_1: number x.1
+        getitem_2: number x.2
+        mul: number x.1*x.2
+        reshape: (x.0, x.1*x.2) x~
+        mul_1: (x.0, x.1*x.2) reshape x~
+        """,
+    ),
+    "the axes that are unpacked where they are known": (
+        lambda m, x: _tokens(m.signal(x)),
+        """
+        x: (x.0, 4, x.2)
+        signal: (x.0, 4, signal.2) x
+        getattr_1: number
+        getitem: number x.0
+        getitem_1: number 4
+        getitem_2: number signal.2
+        mul: number 4*signal.2
+        reshape: (x.0, 4*signal.2) signal~ x~
+        mul_1: (x.0, 4*signal.2) reshape signal~ x~
+        """,
+    ),
+    "numbers that make tensors": (
+        lambda m, x: m.conv(x) + m.embed(torch.arange(x.shape[3])).sum(),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number x.3
+        arange: number
+        embed: ?
+        sum_1: ?
+        add: ?
+        """,
+    ),
+    "reshaped to sizes": (
+        lambda m, x: m.conv(x).flatten(2).reshape(x.size()),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) conv~ x~
+        size: number
+        reshape: (x.0, 4, x.2, x.3) flatten~ conv x
+        """,
+    ),
+    "reshaped as another": (
+        lambda m, x: m.conv(x).flatten(2).reshape_as(x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) conv~ x~
+        reshape_as: (x.0, 4, x.2, x.3) flatten~ conv x
+        """,
+    ),
+    "reshaped as nobody knows what": (
+        lambda m, x: m.conv(x).reshape_as(x.flatten(1)[1:].view(1, 4, -1)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4*x.2*x.3) x~
+        getitem: ?
+            not flatten: picked along another axis than the channels
+        view: (1, 4, view.2)
+        reshape_as: (1, 4, view.2) conv~ x~
+        """,
+    ),
+    "a window of a size": (
+        lambda m, x: F.avg_pool2d(m.conv(x), x.shape[1] // 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number 4
+        floordiv: number 2
+        avg_pool2d: (x.0, 4, avg_pool2d.2, avg_pool2d.3) conv~ x~
+        """,
+    ),
+    "a convolution of a size": (
+        lambda m, x: F.conv2d(m.conv(x), m.kernel, padding=x.shape[1] // 2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number 4
+        floordiv: number 2
+        conv2d: ?
+            not conv: an argument that depends on the input's size
+        """,
+    ),
+    "rolled by a size": (
+        lambda m, x: m.conv(x).roll(x.shape[1] // 2, 1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getattr_1: number
+        getitem: number 4
+        floordiv: number 2
+        roll: (x.0, 4, x.2, x.3) conv~ x~
+        """,
+    ),
+}
+
+# of the inputs, where they are no images of 4 channels; none where the run fails
+SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "a convolution of a signal": ((2, 4, 9), (1, 4, 12)),
+    "a convolution of a volume": ((2, 4, 3, 4, 5), (1, 4, 6, 5, 4)),
+    "linears of nobody knows what": ((2, 5, 4), (3, 4)),
+    "a signal behind linears": ((2, 9, 4), (1, 12, 4)),
+    "a signal behind one linear": ((2, 9, 4), (1, 12, 4)),
+    "transposed for its reader": ((2, 5, 4, 6), (1, 7, 4, 8)),
+    "swapped for its reader": ((2, 5, 6, 4), (1, 7, 8, 4)),
+    "transposed for a reader of weights": ((2, 9, 4), (1, 9, 3)),
+    "flattened, and nobody knows what": ((2, 2, 2), (3, 4)),
+    "a sum with what has other axes": ((2, 4, 6, 6), (1, 4, 8, 8)),
+    "parts by their sizes": ((2, 6, 6, 6), (1, 6, 8, 10)),
+    "one of the parts by their sizes": ((2, 7, 6, 6), (1, 7, 8, 10)),
+    "parts of the height": ((2, 4, 7, 6), (1, 4, 7, 10)),
+    "parts by sizes, of which one is asked for": ((2, 6, 6, 6), (1, 7, 8, 10)),
+    "parts by sizes, of which one is nothing": ((2, 4, 6, 6), (1, 4, 8, 10)),
+    "the axes that are unpacked": ((2, 9, 4), (1, 5, 7)),
+    "the axes that are unpacked where they are known": ((2, 4, 9), (1, 4, 12)),
+    "reshaped as nobody knows what": (),
+    "chunks along an axis that is not there": (),
+}
+
+
+def described(facts: Facts, captured: Captured) -> str:
+    """A line for each value: its shape, and the values that it is a map of, ~ where positions move on the way; and a
+    line for each value that it is no map of.
+    """
+    lines: list[str] = []
+    for node in captured.graph.nodes:
+        if node in facts.numbers:
+            lines.append(f"{node.name}: number {_size(facts.sizes[node]) if node in facts.sizes else ''}".rstrip())
+        elif node in facts.shapes:
+            lines.append(f"{node.name}: {' '.join(_words(node, facts))}")
+        lines += [f"    not {item.source.name}: {item.reason}" for item in facts.refusals if item.node is node]
+    return "\n".join(lines + ["truncated"] * facts.truncated)
+
+
+def _words(node: fx.Node, facts: Facts) -> list[str]:
+    shape = facts.shapes[node]
+    words = ["?" if shape is None else "(" + ", ".join(map(_size, shape)) + ")"]
+    words += [f"{fact.source.name}{'~' * bool(fact.path)}" for fact in facts.maps.get(node, ())]
+    words += ["alike"] * (node in facts.alike) + ["split"] * facts.is_split(node)
+    return words
+
+
+def _size(size: Size) -> str:
+    number = [str(size.number)] if size.number != 1 or not size.names else []
+    return "*".join([*number, *size.names])
+
+
+def understood(forward: Forward, *inputs: Tensor) -> tuple[Captured, Facts]:
+    captured = canonicalize(capture(made(lambda: Net(forward, **layers())), DEFAULT.module_classes))
+    return captured, affine_facts(captured, DEFAULT, execute(captured, inputs)[1] if inputs else None)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_is_known(name: str) -> None:
+    forward, expected = KNOWN[name]
+    captured, facts = understood(forward)
+    assert described(facts, captured) == inspect.cleandoc(expected)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_sizes_are_those_of_the_run(name: str) -> None:
+    captured, facts = understood(KNOWN[name][0])
+    for shape in SHAPES.get(name, ((2, 4, 6, 6), (1, 4, 8, 10))):
+        values, assigned = _run(captured, image(*shape))
+        for node, size in facts.sizes.items():
+            if " over " not in "".join(size.names):
+                assert evaluated(size, assigned) == values[node], node
+        for node, known in facts.shapes.items():
+            if known is not None:
+                assert evaluated_shape(known, assigned) == tuple(values[node].shape), node
+
+
+def _run(captured: Captured, x: Tensor) -> tuple[dict[fx.Node, Any], dict[str, int]]:
+    """(what every node returns, the size of every axis by its name)"""
+    interpreter, values = Interpreter(captured, {}, {}, Remembering()), dict[fx.Node, Any]()
+    for node in captured.graph.nodes:
+        if node.op != "output":
+            values[node] = x if node.op == "placeholder" else interpreter.run(node, values)
+    tensors = {node.name: value.shape for node, value in values.items() if isinstance(value, Tensor)}
+    axes = {(name, axis): shape[axis] for name, shape in tensors.items() for axis in range(-len(shape), len(shape))}
+    return values, {f"{name}.{axis}": size for (name, axis), size in axes.items()}
