@@ -78,6 +78,14 @@ class Captured:
             return False
         return not isinstance(self.module(node), KeptStatement) or any(o not in numbers for o in node.all_input_nodes)
 
+    def asked_by_python(self) -> frozenset[fx.Node]:
+        """The values from which something that stays Python computes: it may depend on how they lie in memory."""
+        found = set[fx.Node]()
+        for node in reversed(self.graph.nodes):
+            if node in found or is_opaque(node, self.opaque):
+                found.update(node.all_input_nodes)
+        return frozenset(found)
+
     def segments(self, numbers: Container[fx.Node]) -> dict[fx.Node, int]:
         """How many nodes up to each one may write: where the count is the same, a read may move."""
         writers = accumulate(int(self.may_write(node, numbers)) for node in self.graph.nodes)

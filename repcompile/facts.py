@@ -308,9 +308,18 @@ class _Interpreter:
     def _extras(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> dict[str, Any]:
         """What a rule asks for by the names of its parameters."""
         leaves = tree_leaves((node.args, node.kwargs))  # where one may be twice
-        each = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in values]
-        found = {"owner": node.name, "shapes": [self._shapes.get(leaf) for leaf in each]}
+        each = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and (leaf in values or leaf in self._constants)]
+        found = {"owner": node.name, "shapes": [self._shape_of_any(leaf) for leaf in each]}
         return {name: value for name, value in found.items() if rule.wants(name)}
+
+    def _shape_of_any(self, node: fx.Node) -> Shape | None:
+        """Of a value, or of a constant that is a tensor of floating-point numbers."""
+        if node not in self._constants:
+            return self._shapes.get(node)
+        try:
+            return tuple(map(Size, self._constants.value(node).shape))
+        except Inexact:
+            return None
 
     def _step(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Step | None:
         """The operator as a step of a path; the shape is known even where it is none."""
@@ -527,7 +536,7 @@ def _mapped_shape(x: Map, shape: Shape | None, source: str, owner: str) -> Shape
     before = named(source, n_axes + 2) if shape is None else shape
     first = len(before) - n_axes
     spatial = [
-        size if axis.stride == 1 and axis.growth == 0 else _resized(axis, size, owner, first + i)
+        size if axis.stride == axis.up == 1 and axis.growth == 0 else _resized(axis, size, owner, first + i)
         for i, (axis, size) in enumerate(zip(x.axes, before[first:], strict=True))
     ]
     return (*before[: first - 1], Size(x.c_out), *spatial)

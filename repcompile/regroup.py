@@ -62,6 +62,7 @@ class _Editor:
         self._facts = facts
         self._floating = set(facts.floating)  # integers overflow: their sums stay as they are
         self._segments = captured.segments(facts.numbers)
+        self._asked = captured.asked_by_python()
         self.changed = False
         self.replaced: set[fx.Node] = set()
         self.constants: dict[str, Tensor] = {}
@@ -69,7 +70,8 @@ class _Editor:
     def visit(self, node: fx.Node) -> None:
         """Rewrite what ends at `node`."""
         if _is_sum_of_stack(node) and not self._captured.stays(node):
-            self._add_up(node)
+            if node not in self._asked:  # a stack is contiguous, whatever its values are
+                self._add_up(node)
         elif self._is_norm(node):
             self._distribute(node)
         elif self._is_sum(node) and not (len(node.users) == 1 and self._is_sum(next(iter(node.users)))):

@@ -10,6 +10,7 @@ import copy
 from collections import ChainMap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from repcompile.graphs import Fused, keep
 from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
-from repcompile.modules import FixedDtype, of_rank
+from repcompile.modules import ChannelAffine, FixedDtype, of_rank
 from repcompile.names import names_of_regions, names_of_tensors, safe
 from repcompile.outcomes import outcome_of
 from repcompile.paths import Fact, Step
@@ -247,11 +248,12 @@ def _new_graph(
     given = returned(captured.graph, captured.classes)  # a new tensor in every call, which the caller may write to
     needed = _needed(captured.graph, facts, rewritten, settled, asked, given)
     names = names_of_tensors(settled, captured)
+    python = captured.asked_by_python()
     twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
     for node in needed:
         first = node.meta.get(TWIN, node)
         if node in rewritten:
-            values[node] = _call(graph, rewritten[node], values, facts)
+            values[node] = _call(graph, rewritten[node], values, facts, asked=node in python)
         elif node in settled:
             values[node] = graph.create_node("get_attr", names[node])
         elif node in asked:
@@ -333,7 +335,10 @@ def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:
     return arguments | {fact.source}
 
 
-def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], facts: Facts) -> fx.Node:
+def _call(
+    graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], facts: Facts, asked: bool = False
+) -> fx.Node:
+    """asked: whether something that stays Python may depend on how the result lies in memory."""
     fact: Fact = item.region.fact
     value = values[fact.source]
     if item.rank is not None:
@@ -347,8 +352,17 @@ def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], fact
         value = graph.call_module(item.path, (value,))
         value.meta["path"] = item.path
     value = _steps(graph, fact.path[fact.at :], value, values)
-    contiguous = any(node.target == "contiguous" for node in item.region.nodes)
-    return graph.call_method("contiguous", (value,)) if contiguous and fact.path else value
+    contiguous = fact.path and any(node.target == "contiguous" for node in item.region.nodes)
+    if contiguous or (asked and _may_lie_otherwise(item, facts)):
+        value = graph.call_method("contiguous", (value,))
+    return value
+
+
+def _may_lie_otherwise(item: Rewritten, facts: Facts) -> bool:
+    """Whether the result may have other strides: what works element by element has those of its operand."""
+    fact, elementwise = item.region.fact, isinstance(item.made.module, ChannelAffine | NoneType)
+    others = [node for node in item.region.nodes if node not in facts.rules or not facts.rules[node].elementwise]
+    return not fact.ends or (elementwise and bool(others))
 
 
 def _is_scattered(value: fx.Node, facts: Facts) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from repcompile import explain, fuse
 from repcompile.statements import KeptStatement, Statement, plain_forward, statement_at
-from tests.test_hostile import assert_same_call, check, conv, gain, image, made, norm, run_by
+from tests.test_hostile import Net, assert_same_call, check, conv, gain, image, images, made, norm, run_by
 
 # -- forwards of which a statement stays Python ------------------------------------------------------------------------
 
@@ -653,3 +653,34 @@ def test_only_a_forward_whose_source_is_what_runs() -> None:
 
 def test_run_by_counts_a_statement_as_one() -> None:
     assert len(run_by(fuse(made(ChecksItsInput)))) == 3
+
+
+class Flat(Net):
+    """Of which the last statement stays Python, and asks how its operand lies in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(self, x)
+        result = y.view(len(y), -1)
+        return result
+
+
+def stacked(x: Tensor) -> Tensor:
+    return torch.stack([x, -x, x], 1)
+
+
+# what is computed lies in memory in order, whatever it is computed from
+IN_ORDER: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "the mean of a stack": lambda m, x: stacked((x * m.gamma).transpose(2, 3)).mean(1),
+    "the sum of a stack": lambda m, x: torch.relu(stacked((x * m.gamma).transpose(2, 3)).sum(1) * 2.0),
+    "a linear of tokens": lambda m, x: m.tail(m.point(x).flatten(2).transpose(1, 2)),
+    "an activation behind a linear": lambda m, x: torch.relu(m.tail(m.point(x).flatten(2).transpose(1, 2))),
+    "joined again": lambda m, x: torch.cat((x * m.gamma).transpose(2, 3).chunk(2, 1), 1) * 2.0 * m.gamma,
+    "a norm of a permuted image": lambda m, x: m.norm(m.norm(x.transpose(2, 3))),
+    "a copy in order": lambda m, x: (x * m.gamma).transpose(2, 3).contiguous() / m.gamma,
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_a_statement_that_asks_for_strides(name: str) -> None:
+    parts = {"gamma": gain(4, 1, 1), "point": conv(size=1), "tail": nn.Linear(4, 5), "norm": norm()}
+    check(made(lambda: Flat(IN_ORDER[name], **parts)), *images())
