@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from repcompile.capture import Captured
 from repcompile.facts import Facts
-from repcompile.interpret import Interpreter, evaluated, evaluated_shape
+from repcompile.interpret import Interpreter, evaluated
+from repcompile.shapes import Shape
 
 
 def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[str]:
@@ -24,12 +25,20 @@ def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[
     axes = ((name, axis, shape) for name, shape in tensors.items() for axis in range(-len(shape), len(shape)))
     assigned = {f"{name}.{axis}": shape[axis] for name, axis, shape in axes}
     for node, size in facts.sizes.items():
-        if node in values and " over " not in "".join(size.names) and evaluated(size, assigned) != values[node]:
+        if node in values and not _agree((size,), (values[node],), assigned):
             yield f"{node.name} is {values[node]}, not {size}"
     for node, known in facts.shapes.items():
         value = values.get(node)
-        if known is not None and isinstance(value, Tensor) and evaluated_shape(known, assigned) != tuple(value.shape):
+        if known is not None and isinstance(value, Tensor) and not _agree(known, tuple(value.shape), assigned):
             yield f"{node.name} is {tuple(value.shape)}, not {known}"
+
+
+def _agree(known: Shape, sizes: Sequence[int], assigned: Mapping[str, int]) -> bool:
+    """Whether they are the same; of a quotient with a remainder, only the name is known."""
+    pairs = zip(known, sizes, strict=False)
+    return len(known) == len(sizes) and all(
+        " over " in "".join(size.names) or evaluated(size, assigned) == other for size, other in pairs
+    )
 
 
 def _values(captured: Captured, given: Sequence[Any]) -> dict[fx.Node, Any]:
