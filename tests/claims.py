@@ -34,10 +34,10 @@ def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[
 
 
 def _agree(known: Shape, sizes: Sequence[int], assigned: Mapping[str, int]) -> bool:
-    """Whether they are the same; of a quotient with a remainder, only the name is known."""
+    """Whether they are the same; of a quotient that may have a remainder, only a name is known."""
     pairs = zip(known, sizes, strict=False)
     return len(known) == len(sizes) and all(
-        " over " in "".join(size.names) or evaluated(size, assigned) == other for size, other in pairs
+        not assigned.keys() >= set(size.names) or evaluated(size, assigned) == other for size, other in pairs
     )
 
 

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repcompile import Affine, affine_rule
+from repcompile.affine import Uniform
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
 from repcompile.execute import execute
-from repcompile.facts import Facts, affine_facts
-from repcompile.rules import DEFAULT
+from repcompile.facts import HORIZON, Facts, affine_facts
+from repcompile.rules import DEFAULT, RuleSet
 from repcompile.shapes import Size
 from tests.claims import untrue
 from tests.test_hostile import Net, conv, gain, image, made, norm
@@ -28,6 +30,7 @@ def layers() -> dict[str, Any]:
         **{"conv": conv(), "strided": conv(stride=2), "slim": conv(4, 2, 1), "two": conv(2), "norm": norm()},
         **{"tail": nn.Linear(4, 6), "six": nn.Linear(6, 4), "four": nn.Linear(4, 4), "embed": nn.Embedding(99, 4)},
         **{"signal": nn.Conv1d(4, 4, 3), "volume": nn.Conv3d(4, 4, 1), "pool": nn.AdaptiveAvgPool2d(8)},
+        **{"point": conv(size=1), "fewer": nn.Linear(4, 2)},
         **{
             "gamma": gain(4, 1, 1),
             "width": gain(4),
@@ -76,7 +79,7 @@ def _told_late(m: Any, x: Tensor) -> Any:
 
 
 def _tokens_joined(m: Any, x: Tensor) -> Tensor:
-    y, z = (each.flatten(2).transpose(1, 2) for each in (m.conv(x), m.norm(x)))
+    y, z = (each.flatten(2).transpose(1, 2) for each in (x * m.gamma, m.norm(x)))
     return torch.cat([m.tail(y), m.four(z)], -1)
 
 
@@ -1143,16 +1146,15 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         _tokens_joined,
         """
         x: (x.0, 4, x.2, x.3)
-        conv: (x.0, 4, x.2, x.3) x
+        mul: (x.0, 4, x.2, x.3) x
         norm: (x.0, 4, x.2, x.3) x
-        flatten: (x.0, 4, x.2*x.3) conv~ x~
-        transpose: (x.0, x.2*x.3, 4) flatten~ conv~ x~
+        flatten: (x.0, 4, x.2*x.3) mul~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ mul~ x~
         flatten_1: (x.0, 4, x.2*x.3) norm~ x~
         transpose_1: (x.0, x.2*x.3, 4) flatten_1~ norm~ x~
-        tail: (x.0, x.2*x.3, 6) transpose flatten~ conv~ x~
+        tail: (x.0, x.2*x.3, 6) transpose flatten~ mul~ x~
         four: (x.0, x.2*x.3, 4) transpose_1 flatten_1~ norm~ x~
-        cat: (x.0, x.2*x.3, 10)
-            not x: the rank of the operands decides which axis they are joined along; example_inputs may tell
+        cat: (x.0, x.2*x.3, 10) x~
         """,
     ),
     "an average that is no convolution": (
@@ -1308,3 +1310,91 @@ def test_what_is_known_is_so(name: str) -> None:
     captured, facts = understood(KNOWN[name][0])
     for shape in SHAPES.get(name, ((2, 4, 6, 6), (1, 4, 8, 10))):
         assert list(untrue(captured, facts, [image(*shape)])) == []
+
+
+def test_a_rule_of_ones_own_tells_channels_and_axes() -> None:
+    class Window(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = gain(6, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv1d(x, self.weight, stride=2)
+
+    @affine_rule(Window, strict=True)
+    def window(x: Any, m: Window) -> Any:
+        return Affine.conv(m.weight, stride=2) @ x
+
+    rules = DEFAULT + RuleSet((window,)).trusting()
+    captured = canonicalize(capture(made(lambda: Net(lambda m, x: m.window(x), window=Window())), rules.module_classes))
+    facts = affine_facts(captured, rules)
+    assert described(facts, captured) == "x: (x.0, 4, x.2)\nwindow: (x.0, 6, window.2) x"
+    assert list(untrue(captured, facts, [image(2, 4, 9)])) == []
+
+
+# (at, home) of the map that the last value is of x: where it stands on its path, and where what weighs most stood
+PLACES: dict[str, tuple[Forward, tuple[int, int]]] = {
+    "a linear behind a layout": (lambda m, x: m.four(m.norm(x).flatten(2).transpose(1, 2)), (2, 2)),
+    "a layout behind a convolution": (lambda m, x: m.point(x).flatten(2).transpose(1, 2), (2, 0)),
+    "a gain behind a layout behind a convolution": (
+        lambda m, x: m.point(x).flatten(2).transpose(1, 2) * m.width,
+        (2, 0),
+    ),
+    "a window behind which the layout changes": (lambda m, x: m.conv(x).flatten(2).transpose(1, 2) * m.width, (0, 0)),
+    "a sum of a window and a gain": (lambda m, x: m.conv(x).flatten(2) + m.norm(x).flatten(2), (0, 0)),
+    "a sum of tokens": (lambda m, x: m.four(_laid(m.norm(x))) + _laid(m.point(x)), (2, 2)),
+    "a sum of tokens of convolutions": (lambda m, x: _laid(m.norm(x)) + _laid(m.point(x)), (2, 0)),
+    "a wider linear": (lambda m, x: m.tail(_laid(m.point(x))), (2, 2)),
+    "a narrower linear": (lambda m, x: m.fewer(_laid(m.point(x))), (2, 0)),
+}
+
+
+def _laid(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_maps_stand(name: str) -> None:
+    forward, expected = PLACES[name]
+    captured, facts = understood(forward)
+    (result,) = captured.graph.output_node().args
+    fact = facts.maps[result][-1]  # type: ignore[index]
+    assert (fact.source.name, fact.at, fact.home) == ("x", *expected)
+    assert [step.node for step in fact.path] == [step.node for step in fact.path if facts.steps[step.node] == step]
+    assert all(isinstance(fact.map, Affine | Uniform) for facts_ in facts.maps.values() for fact in facts_)
+
+
+RULES: dict[str, tuple[Forward, dict[str, str]]] = {
+    "refused": (lambda m, x: x * m.gamma, {"mul": "mul"}),
+    "two values that are no map of one": (lambda m, x: torch.relu(x) * m.conv(x), {"conv": "conv_module"}),
+    "two values that are refused": (
+        lambda m, x: m.conv(x).transpose(2, 3) + m.conv(x),
+        {"conv": "conv_module", "conv_1": "conv_module", "transpose": "transpose"},
+    ),
+    "averages": (lambda m, x: F.avg_pool2d(m.conv(x), 2), {"conv": "conv_module", "avg_pool2d": "average_pool"}),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_by_which_rule(name: str) -> None:
+    forward, expected = RULES[name]
+    _, facts = understood(forward)
+    assert {node.name: rule.name for node, rule in facts.rules.items()} == expected
+
+
+def test_a_long_chain_is_cut_off() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for _ in range(HORIZON + 2):
+            x = m.point(x)
+        return x
+
+    captured, facts = understood(forward)
+    assert described(facts, captured).endswith("truncated")
+    assert max(map(len, facts.maps.values())) == HORIZON
+    assert not understood(lambda m, x: m.point(m.point(x)))[1].truncated
+
+
+def test_what_cannot_be_integers() -> None:
+    captured, facts = understood(lambda m, x: torch.relu(m.conv(x)) * 2)
+    assert {node.name for node in facts.floating} >= {"x", "conv", "relu", "mul"}
+    assert captured.graph.output_node() not in facts.floating

@@ -28,7 +28,10 @@ COPIED = ("repcompile", "fastvit_zoo", "tests", "docs", "README.md", "CHANGELOG.
 RULES = "channels conv emitted layout linear norm pad pointwise pool product rewriting ruleset shape wildcards".split()
 GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> files of repcompile, tests of theirs
     "affine": (("affine",), ("test_affine", "test_impulses", "test_emit", "test_fold")),
-    "facts": (("facts",), ("test_facts", "test_regions", "test_sizes_as_arguments", "blocks")),
+    "facts": (
+        ("facts",),
+        ("test_known", "test_trial", "test_facts", "test_regions", "test_sizes_as_arguments", "blocks"),
+    ),
     "plan": (("plan",), ("test_plan",)),
     "emit": (("emit",), ("test_emit", "test_affine", "test_modules", "test_numbers")),
     "rewrite": (("rewrite",), ("test_rewrite", "test_compiler", "test_hostile", "test_validation")),
