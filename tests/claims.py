@@ -1,4 +1,4 @@
-"""What is known of shapes before anything runs, against a run."""
+"""What is known of values before anything runs, against a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from repcompile.affine import Map, Uniform
 from repcompile.capture import Captured
+from repcompile.compare import compare, largest_of
 from repcompile.facts import Facts
+from repcompile.fold import apply
 from repcompile.interpret import Interpreter, evaluated
 from repcompile.shapes import Shape
+
+TOLERANCE = torch.finfo(torch.float64).eps ** 0.75  # three quarters of the digits
 
 
 def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[str]:
@@ -31,6 +36,29 @@ def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[
         value = values.get(node)
         if known is not None and isinstance(value, Tensor) and not _agree(known, tuple(value.shape), assigned):
             yield f"{node.name} is {tuple(value.shape)}, not {known}"
+
+
+def untrue_maps(captured: Captured, facts: Facts, inputs: Sequence[Tensor]) -> Iterator[str]:
+    """The facts that do not hold for `inputs`, of float64: a value is its map of its source, along its path."""
+    values = _values(captured, inputs)
+    interpreter = Interpreter(captured, {}, {}, lambda tensor: tensor)
+    with torch.no_grad():
+        for node, fact in ((node, fact) for node, found in facts.maps.items() for fact in found):
+            image = values[fact.source]
+            for place, step in enumerate((*fact.path, None)):
+                image = _mapped(fact.map, image) if place == fact.at else image
+                if step is not None:
+                    image = interpreter.run(step.node, {**values, step.node.all_input_nodes[0]: image})
+            check = compare(image, values[node], TOLERANCE * max(1.0, largest_of(values[node])))
+            if not check.passed:
+                yield f"{node.name} of {fact.source.name} differs by {check.error:.1e}"
+
+
+def _mapped(x: Map, image: Tensor) -> Tensor:
+    if isinstance(x, Uniform):
+        return x.gain * image + x.shift
+    batch = max(image.dim() - 1 - len(x.axes), 1)  # axes in front of the channels
+    return apply(x, image.flatten(0, batch - 1)).unflatten(0, image.shape[:batch])
 
 
 def _agree(known: Shape, sizes: Sequence[int], assigned: Mapping[str, int]) -> bool:

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repcompile import DEFAULT, Affine, affine_rule, explain, fuse, layout_rule
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import capture
+from repcompile.execute import execute
+from repcompile.facts import affine_facts
+from tests.claims import untrue, untrue_maps
 from tests.test_hostile import (
     Inputs,
     Net,
@@ -109,6 +114,17 @@ def test_an_operator_acts_along_its_axis(name: str, nested: bool) -> None:
     model = made(lambda: Net(LAYOUTS[name], **parts(**more)))
     calls = SQUARE[1:] if name == "a gain of the batch" else SQUARE
     check(nn.Sequential(model).eval() if nested else model, *calls)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "a gain of the batch"])
+def test_what_is_known_of_layouts_is_so(name: str) -> None:
+    """Of every value, whether a region uses it or not."""
+    more = {"tail": nn.Linear(4, 4), "gamma": gain(4, 1, 1), "width": gain(4), "norm1": nn.BatchNorm1d(4)}
+    captured = canonicalize(capture(made(lambda: Net(LAYOUTS[name], **parts(**more))), DEFAULT.module_classes))
+    for (x,) in SQUARE:
+        for known in ({}, execute(captured, [x])[1]):
+            facts = affine_facts(captured, DEFAULT, known)
+            assert [*untrue(captured, facts, [x]), *untrue_maps(captured, facts, [x])] == []
 
 
 WITHOUT_BATCH: dict[str, tuple[Callable[[], nn.Module], tuple[Inputs, ...]]] = {

@@ -19,7 +19,7 @@ from repcompile.execute import execute
 from repcompile.facts import HORIZON, Facts, affine_facts
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.shapes import Size
-from tests.claims import untrue
+from tests.claims import untrue, untrue_maps
 from tests.test_hostile import Net, conv, gain, image, made, norm
 
 Forward = Callable[[Any, Tensor], Any]
@@ -1307,9 +1307,9 @@ def test_example_inputs_tell_ranks(name: str) -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_is_known_is_so(name: str) -> None:
-    captured, facts = understood(KNOWN[name][0])
-    for shape in SHAPES.get(name, ((2, 4, 6, 6), (1, 4, 8, 10))):
-        assert list(untrue(captured, facts, [image(*shape)])) == []
+    for x in (image(*shape) for shape in SHAPES.get(name, ((2, 4, 6, 6), (1, 4, 8, 10)))):
+        for captured, facts in (understood(KNOWN[name][0]), understood(KNOWN[name][0], x)):
+            assert [*untrue(captured, facts, [x]), *untrue_maps(captured, facts, [x])] == []
 
 
 def test_a_rule_of_ones_own_tells_channels_and_axes() -> None:
