@@ -220,7 +220,7 @@ class _Interpreter:
     def _learn_rank(self, node: fx.Node, operand: fx.Node) -> None:
         """A permutation has as many axes in front as behind: those that it names, or that its reader expects."""
         name = getattr(node.target, "__name__", node.target)
-        read = read_as(node, self._captured, self._constants) if name in ("permute", "transpose", "swapaxes") else None
+        read = read_as(node, self._captured, self._constants) if name in ("transpose", "swapaxes") else None
         order = node.args[1] if len(node.args) == 2 else node.args[1:]
         named_all = name == "permute" and isinstance(order, tuple | list) and all(isinstance(i, int) for i in order)
         rank = len(order) if named_all and isinstance(order, tuple | list) else None if read is None else len(read)

@@ -632,6 +632,25 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         two: (x.0, 4, x.2, x.3) getitem x
         """,
     ),
+    "parts by a keyword of a method": (
+        lambda m, x: m.two(x.split([2, 2], dim=1)[0]),
+        """
+        x: (x.0, 4, x.2, x.3)
+        split: ? split
+        getitem: (x.0, 2, x.2, x.3) x
+        two: (x.0, 4, x.2, x.3) getitem x
+        """,
+    ),
+    "parts of the batch by a keyword of a method": (
+        lambda m, x: m.conv(x.split([1, 2], dim=0)[0]),
+        """
+        x: (3, x.1, x.2, x.3)
+        split: ? split
+        getitem: (getitem.0, 4, getitem.2, getitem.3)
+            not x: picked along another axis than the channels
+        conv: (getitem.0, 4, getitem.2, getitem.3) getitem
+        """,
+    ),
     "parts by sizes, of which one is asked for": (
         lambda m, x: m.conv(x.split([4, x.shape[1] - 4], 1)[0]),
         """
@@ -1171,6 +1190,7 @@ KNOWN: dict[str, tuple[Forward, str]] = {
 
 # of the inputs, where they are no images of 4 channels; none where the run fails
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "parts of the batch by a keyword of a method": ((3, 4, 6, 6), (3, 4, 8, 10)),
     "a convolution of a signal whose weights have a keyword": ((2, 4, 9), (1, 4, 12)),
     "parts of the batch by their sizes": ((3, 4, 6, 6), (3, 4, 8, 10)),
     "parts of the batch from the end": ((3, 4, 6, 6), (3, 4, 8, 10)),
