@@ -15,8 +15,9 @@ from repcompile import Affine, affine_rule
 from repcompile.affine import Uniform
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import Captured, capture
+from repcompile.errors import RuleError
 from repcompile.execute import execute
-from repcompile.facts import HORIZON, Facts, affine_facts
+from repcompile.facts import HORIZON, UNPREPARED, Facts, affine_facts
 from repcompile.rules import DEFAULT, RuleSet
 from repcompile.shapes import Size
 from tests.claims import untrue, untrue_maps
@@ -423,6 +424,15 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         transpose: (x.0, 4, x.3, x.2) conv_1~ x~
         add: (x.0, 4, add.2, add.3)
             not x: the operands are laid out differently
+        """,
+    ),
+    "a sum and a product by keywords": (
+        lambda m, x: torch.addcmul(m.conv(x), tensor1=m.norm(x), tensor2=m.gamma),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) x
+        addcmul: (x.0, 4, x.2, x.3) x
         """,
     ),
     "a gain": (
@@ -1350,6 +1360,32 @@ def test_a_rule_of_ones_own_tells_channels_and_axes() -> None:
     facts = affine_facts(captured, rules)
     assert described(facts, captured) == "x: (x.0, 4, x.2)\nwindow: (x.0, 6, window.2) x"
     assert list(untrue(captured, facts, [image(2, 4, 9)])) == []
+
+
+def failing(x: Any) -> Any:
+    raise LookupError("no such thing")
+
+
+def test_a_rule_that_fails_is_an_error_only_on_trial() -> None:
+    rule = affine_rule(torch.rot90)(failing)
+    captured, _ = understood(lambda m, x: torch.rot90(m.conv(x)))
+    facts = affine_facts(captured, DEFAULT + RuleSet((rule,)).trusting())
+    assert [item.reason for item in facts.refusals] == [f"{UNPREPARED} LookupError"]
+    with pytest.raises(RuleError, match="rule 'failing' failed on 'rot90' in Net: LookupError: no such thing"):
+        affine_facts(captured, DEFAULT + [rule])
+
+
+@pytest.mark.parametrize(("made_of", "name"), [(lambda x: 3, "int"), (lambda x: "a map", "str")])
+def test_a_rule_that_returns_no_map(made_of: Any, name: str) -> None:
+    captured, _ = understood(lambda m, x: torch.rot90(x))
+    with pytest.raises(RuleError, match=f"returned {name} for .*rot90.*, not a map"):
+        affine_facts(captured, DEFAULT + [affine_rule(torch.rot90)(made_of)])
+
+
+def test_a_function_on_trial_has_no_module_to_change() -> None:
+    captured, _ = understood(lambda m, x: torch.rot90(x))
+    facts = affine_facts(captured, DEFAULT + [affine_rule(torch.rot90)(lambda x: Uniform(2.0))])
+    assert described(facts, captured) == "x: ?\nrot90: ? x"
 
 
 # (at, home) of the map that the last value is of x: where it stands on its path, and where what weighs most stood

@@ -211,6 +211,8 @@ def test_keyword_arguments_are_torchs_own() -> None:
         lambda m, x: F.batch_norm(x, running_mean=m.norm.running_mean, running_var=m.norm.running_var), norm=norm
     )
     assert_rule(module, image(2))
+    gain = per_channel(4, 1, 1)
+    assert_rule(Formula(lambda m, x: torch.addcmul(x, tensor1=m.gain, tensor2=2 * x), gain=gain), image(2))
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None, shape: Shap
 
 
 @affine_rule(torch.addcmul, "addcmul", elementwise=True, dtype="promoted")
-def addcmul(x: Operand, y: Operand, z: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
-    """x + value y z"""
-    return _plus(x, _times(_product(y, z, shape), value, shape), shape)
+def addcmul(x: Operand, tensor1: Operand, tensor2: Operand, *, value: float = 1, shape: Shape | None = None) -> Map:
+    """x + value tensor1 tensor2"""
+    return _plus(x, _times(_product(tensor1, tensor2, shape), value, shape), shape)
 
 
 def _product(y: Operand, z: Operand, shape: Shape | None) -> Any:
