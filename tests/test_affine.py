@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile.affine import Affine, Map, Uniform
@@ -305,6 +306,15 @@ def test_a_dilation_of_one_tap_is_none() -> None:
     ones = torch.ones(2, 2, 1)
     assert Affine.conv(ones, dilation=2).pointwise
     assert Affine.conv_transpose(ones, dilation=2).pointwise
+
+
+@given(up=st.integers(1, 3), dilation=st.integers(1, 3), extra=st.integers(0, 4))
+def test_what_torch_adds_behind_is_less_than_a_step(up: int, dilation: int, extra: int) -> None:
+    x = Affine.conv_transpose(torch.ones(1, 1, 2), stride=up, output_padding=extra, dilation=dilation)
+    module = nn.ConvTranspose1d(1, 1, 2, stride=up, output_padding=extra, dilation=dilation)
+    accepted = contextlib.nullcontext() if x.ends_evenly else pytest.raises(RuntimeError, match="output padding")
+    with accepted:
+        module(torch.ones(1, 1, 4))
 
 
 @law(least=0.9, data=st.data(), n=st.integers(1, 2))

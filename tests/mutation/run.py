@@ -173,7 +173,7 @@ def shown(verdicts: Verdicts) -> str:
             changed = [line.strip() for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
             place = _place_of(name)
             lengths = len({STRICT.sub("", line[1:]) for line in changed}) == 1
-            known = "both have one length" if lengths else reasons.get((place, *changed))
+            known = "both have one length" if lengths else reasons.get((place, *map(_unindented, changed)))
             reason = known or f"{verdict}; no reason is known"
             texts.append("\n".join([f"{place}: {reason}", *changed]))
     return "\n\n".join(sorted(texts))
@@ -185,8 +185,12 @@ def known_reasons() -> dict[tuple[str, ...], str]:
     for block in SURVIVORS.read_text().split("\n\n"):
         (head, *changed) = [line.strip() for line in block.splitlines() if not line.startswith("#")] or [""]
         place, _, reason = head.partition(": ")
-        reasons[(place, *changed)] = reason
+        reasons[(place, *map(_unindented, changed))] = reason
     return reasons
+
+
+def _unindented(line: str) -> str:
+    return f"{line[:1]} {line[1:].strip()}"
 
 
 def _place_of(mutant: str) -> str:
