@@ -31,6 +31,9 @@ def layers() -> dict[str, Any]:
         **{"conv": conv(), "strided": conv(stride=2), "slim": conv(4, 2, 1), "two": conv(2), "norm": norm()},
         **{"tail": nn.Linear(4, 6), "six": nn.Linear(6, 4), "four": nn.Linear(4, 4), "embed": nn.Embedding(99, 4)},
         **{"signal": nn.Conv1d(4, 4, 3), "volume": nn.Conv3d(4, 4, 1), "pool": nn.AdaptiveAvgPool2d(8)},
+        **{"framed": nn.ConstantPad2d((1, 2, 0, 1), 0.5), "frame": nn.ZeroPad2d((1, 0, 2, 1)), "square": gain(4, 4)},
+        **{"shuffle": nn.ChannelShuffle(2), "column": nn.AdaptiveAvgPool2d((None, 1)), "flat": nn.Flatten(1, 2)},
+        **{"parted": nn.Unflatten(1, (2, 2)), "larger": nn.Upsample(scale_factor=(2.0, 3.0))},
         **{"point": conv(size=1), "fewer": nn.Linear(4, 2)},
         **{
             "gamma": gain(4, 1, 1),
@@ -41,6 +44,10 @@ def layers() -> dict[str, Any]:
         },
         **{"canvas": torch.rand(1, 4, 6, 6)},
     }
+
+
+def _laid(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
 
 
 def _added(y: Tensor) -> Tensor:
@@ -87,6 +94,12 @@ def _tokens_joined(m: Any, x: Tensor) -> Tensor:
 def _tokens(x: Tensor) -> Tensor:
     b, n, c = x.shape
     return x.reshape(b, n * c) * 2.0
+
+
+def _overwritten(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x) * 1.0
+    y[:, 1:3] = m.norm(x)[:, 1:3] * 2.0
+    return y * m.gamma
 
 
 def _product(y: Tensor, *sizes: Any) -> Tensor:
@@ -515,6 +528,431 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         cumsum: (cumsum.0, 4, cumsum.2, cumsum.3)
         norm: (cumsum.0, 4, cumsum.2, cumsum.3) cumsum
         add: (cumsum.0, 4, cumsum.2, cumsum.3) norm cumsum
+        """,
+    ),
+    "padded by a constant": (
+        lambda m, x: m.norm(m.framed(m.conv(x))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        framed: (x.0, 4, framed.2, framed.3) conv
+            not x: zero padding between two operators that mix positions
+        norm: (x.0, 4, framed.2, framed.3) framed conv
+        """,
+    ),
+    "an input padded by a constant": (
+        lambda m, x: m.framed(x) + 0 * m.conv(m.framed(x)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        framed: (x.0, 4, framed.2, framed.3) x
+        framed_1: (x.0, 4, framed_1.2, framed_1.3) x
+        conv: (x.0, 4, framed_1.2, framed_1.3) framed_1
+            not x: a bias meets zero padding behind an operator with a window of its own
+        mul: (x.0, 4, framed_1.2, framed_1.3) conv framed_1
+        add: (x.0, 4, add.2, add.3)
+        """,
+    ),
+    "padded along one axis": (
+        lambda m, x: F.pad(m.conv(x), (1, 2)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        pad: (x.0, 4, x.2, pad.3) conv
+            not x: zero padding between two operators that mix positions
+        """,
+    ),
+    "padded by zeros of a module": (
+        lambda m, x: m.frame(m.conv(x)) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        frame: (x.0, 4, frame.2, frame.3) conv
+            not x: zero padding between two operators that mix positions
+        mul: (x.0, 4, frame.2, frame.3) frame conv
+        """,
+    ),
+    "padded by what is near": (
+        lambda m, x: F.pad(m.conv(x), (1, 1, 2, 0), mode="replicate") * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        pad: (x.0, 4, pad.2, pad.3) conv
+            not x: padding mode 'replicate' meets 'zeros'
+        mul: (x.0, 4, pad.2, pad.3) pad conv
+        """,
+    ),
+    "one axis more from the end": (
+        lambda m, x: m.conv(x).unsqueeze(-1),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        unsqueeze: (x.0, 4, x.2, x.3, 1) conv~ x~
+        """,
+    ),
+    "one axis more in front": (
+        lambda m, x: m.conv(x).unsqueeze(1) * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        unsqueeze: (x.0, 1, 4, x.2, x.3) conv~ x~
+        mul: (x.0, 1, 4, x.2, x.3) unsqueeze conv~ x~
+        """,
+    ),
+    "one axis less": (
+        lambda m, x: m.conv(x).mean(2, keepdim=True).squeeze(-2) * m.width[:, None],
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 4, 1, x.3) conv~ x~
+        squeeze: (x.0, 4, x.3) mean~ conv~ x~
+        mul: (x.0, 4, x.3) squeeze mean~ conv~ x~
+        """,
+    ),
+    "one axis less, which is not known to be one": (
+        lambda m, x: m.conv(x).squeeze(2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        squeeze: ?
+        """,
+    ),
+    "all axes of one less": (
+        lambda m, x: m.conv(x).mean((2, 3), keepdim=True).squeeze(),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 4, 1, 1) conv~ x~
+        squeeze: ?
+        """,
+    ),
+    "shuffled channels": (
+        lambda m, x: m.conv(m.shuffle(m.norm(x))),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        shuffle: (x.0, 4, x.2, x.3) norm x
+        conv: (x.0, 4, x.2, x.3) shuffle norm x
+        """,
+    ),
+    "shuffled channels of a gain": (
+        lambda m, x: F.channel_shuffle(m.norm(x), 2) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        channel_shuffle: (x.0, 4, x.2, x.3) norm x
+        mul: (x.0, 4, x.2, x.3) channel_shuffle norm x
+        """,
+    ),
+    "an adaptive mean": (
+        lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 2) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        adaptive_avg_pool2d: (x.0, 4, 2, 2) conv~ x~
+        mul: (x.0, 4, 2, 2) adaptive_avg_pool2d conv~ x~
+        """,
+    ),
+    "an adaptive mean to one column": (
+        lambda m, x: m.column(m.conv(x)) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        column: (x.0, 4, x.2, 1) conv~ x~
+        mul: (x.0, 4, x.2, 1) column conv~ x~
+        """,
+    ),
+    "a mean along an axis": (
+        lambda m, x: m.conv(x).mean(-1) * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 4, x.2) conv~ x~
+        mul: (x.0, 4, x.2) mean conv~ x~
+        """,
+    ),
+    "a mean of the channels": (
+        lambda m, x: torch.mean(m.conv(x), 1, keepdim=True),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: (x.0, 1, x.2, x.3) conv~ x~
+        """,
+    ),
+    "a mean of everything": (
+        lambda m, x: m.conv(x).mean(),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        mean: ?
+        """,
+    ),
+    "a split axis": (
+        lambda m, x: m.parted(m.conv(x)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        parted: (x.0, 2, 2, x.2, x.3) conv~ x~
+        """,
+    ),
+    "a split axis by a method": (
+        lambda m, x: m.conv(x).unflatten(-1, (2, -1)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        unflatten: (x.0, 4, x.2, 2, unflatten.4) conv~ x~
+        """,
+    ),
+    "a flattened image": (
+        lambda m, x: m.flat(m.conv(x)),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        flat: (x.0, 4*x.2, x.3) conv~ x~
+        """,
+    ),
+    "pixels shuffled": (
+        lambda m, x: F.pixel_shuffle(m.conv(x), 2) * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        pixel_shuffle: (x.0, 1, 2*x.2, 2*x.3) conv~ x~
+        mul: (x.0, 1, 2*x.2, 2*x.3) pixel_shuffle conv~
+            not x: 1 channels meet 4
+        """,
+    ),
+    "pixels unshuffled": (
+        lambda m, x: F.pixel_unshuffle(m.conv(x), 2) * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        pixel_unshuffle: (x.0, 16, 2 of Size(number=1, names=('x.2',)), 2 of Size(number=1, names=('x.3',))) conv~ x~
+        mul: (x.0, 16, 2 of Size(number=1, names=('x.2',)), 2 of Size(number=1, names=('x.3',))) pixel_unshuffle conv~
+            not x: 16 channels meet 4
+        """,
+    ),
+    "upsampled by a module": (
+        lambda m, x: m.larger(m.conv(x)) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        larger: (x.0, 4, larger.2, larger.3) conv~ x~
+        mul: (x.0, 4, larger.2, larger.3) larger conv~ x~
+        """,
+    ),
+    "upsampled to a size": (
+        lambda m, x: F.interpolate(m.conv(x), size=(7, 9)) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        interpolate: (x.0, 4, interpolate.2, interpolate.3) conv~ x~
+        mul: (x.0, 4, interpolate.2, interpolate.3) interpolate conv~ x~
+        """,
+    ),
+    "upsampled between pixels": (
+        lambda m, x: F.interpolate(m.conv(x), scale_factor=2, mode="bilinear") * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        interpolate: (x.0, 4, 2*x.2, 2*x.3) conv~ x~
+        mul: (x.0, 4, 2*x.2, 2*x.3) interpolate conv~ x~
+        """,
+    ),
+    "rolled": (
+        lambda m, x: m.conv(x).roll((1, 2), (2, 3)) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        roll: (x.0, 4, x.2, x.3) conv~ x~
+        mul: (x.0, 4, x.2, x.3) roll conv~ x~
+        """,
+    ),
+    "rolled channels": (
+        lambda m, x: torch.roll(m.conv(x), 1, 1) * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        roll: (x.0, 4, x.2, x.3) conv~ x~
+        mul: (x.0, 4, x.2, x.3) roll conv~
+            not x: the channels are on another axis, or mixed up with positions
+        """,
+    ),
+    "parts of which one is empty": (
+        lambda m, x: m.conv(x).split([2, 0, 2], 1)[2] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        split: ? split
+        getitem: (x.0, 2, x.2, x.3) conv x
+        mul: (x.0, 2, x.2, x.3) getitem conv x
+        """,
+    ),
+    "parts that are unlike": (
+        lambda m, x: m.conv(x).chunk(3, 1)[1] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        chunk: ? split
+        getitem: (x.0, 2, x.2, x.3) conv x
+        mul: (x.0, 2, x.2, x.3) getitem conv x
+        """,
+    ),
+    "all channels apart": (
+        lambda m, x: m.conv(x).unbind(1)[1],
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        unbind: ?
+        getitem: ?
+            not unbind: an index that drops or adds an axis, or that only the run will know
+        """,
+    ),
+    "a window of channels": (
+        lambda m, x: m.conv(x).narrow(1, 1, 2) * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        narrow: (x.0, 2, x.2, x.3) conv x
+        mul: (x.0, 2, x.2, x.3) narrow conv x
+        """,
+    ),
+    "every other channel": (
+        lambda m, x: m.conv(x)[:, ::2] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 2, x.2, x.3) conv x
+        mul: (x.0, 2, x.2, x.3) getitem conv x
+        """,
+    ),
+    "channels from the end": (
+        lambda m, x: m.conv(x)[:, -3:-1] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 2, x.2, x.3) conv x
+        mul: (x.0, 2, x.2, x.3) getitem conv x
+        """,
+    ),
+    "channels by a list": (
+        lambda m, x: m.conv(x)[:, [0, 2, 2]] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 3, x.2, x.3) conv x
+        mul: (x.0, 3, x.2, x.3) getitem conv x
+        """,
+    ),
+    "every other row": (
+        lambda m, x: m.conv(x)[:, :, ::2] * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 4, getitem.2, x.3) conv x
+        mul: (x.0, 4, getitem.2, x.3) getitem conv x
+        """,
+    ),
+    "rows from the end": (
+        lambda m, x: m.conv(x)[..., -2:, :] * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: ?
+            not conv: positions counted from the other side than the size is known
+        mul: ?
+            not getitem: the number of channels is not known here; example_inputs may tell
+        """,
+    ),
+    "a part of the batch": (
+        lambda m, x: m.conv(x)[:1] * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: ?
+            not conv: picked along another axis than the channels
+        mul: ?
+            not getitem: the number of channels is not known here; example_inputs may tell
+        """,
+    ),
+    "an axis put in": (
+        lambda m, x: m.conv(x)[:, None] * 2.0,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        getitem: ?
+            not conv: an index that drops or adds an axis, or that only the run will know
+        mul: ? getitem
+        """,
+    ),
+    "a linear by its weights": (
+        lambda m, x: F.linear(_laid(m.norm(x)), m.fewer.weight, m.fewer.bias),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) norm~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ norm~ x~
+        linear: (x.0, x.2*x.3, 2) transpose flatten~ norm~ x~
+        """,
+    ),
+    "a product from the right": (
+        lambda m, x: _laid(m.norm(x)) @ m.square,
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) norm~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ norm~ x~
+        matmul: (x.0, x.2*x.3, 4) transpose flatten~ norm~ x~
+        """,
+    ),
+    "a product from the left": (
+        lambda m, x: m.square @ m.norm(x).flatten(2),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) norm~ x~
+        matmul: (x.0, 4, x.2*x.3) flatten norm~ x~
+        """,
+    ),
+    "a contraction": (
+        lambda m, x: torch.einsum("nchw,oc->nohw", m.norm(x), m.square),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        einsum: (x.0, 4, x.2, x.3) norm x
+        """,
+    ),
+    "overwritten channels": (
+        _overwritten,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        norm: (x.0, 4, x.2, x.3) x
+        getitem: (x.0, 2, x.2, x.3) norm x
+        mul_1: (x.0, 2, x.2, x.3) getitem norm x
+        setitem: (x.0, 4, x.2, x.3) x
+        mul_2: (x.0, 4, x.2, x.3) setitem x
+        """,
+    ),
+    "a copy": (
+        lambda m, x: m.conv(x).clone().contiguous() * m.gamma,
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        clone: (x.0, 4, x.2, x.3) conv x
+        contiguous: (x.0, 4, x.2, x.3) clone conv x
+        mul: (x.0, 4, x.2, x.3) contiguous clone conv x
+        """,
+    ),
+    "arithmetic": (
+        lambda m, x: (1.0 - m.conv(x)) / 2.0 - m.norm(x) + (-x),
+        """
+        x: (x.0, 4, x.2, x.3)
+        conv: (x.0, 4, x.2, x.3) x
+        sub: (x.0, 4, x.2, x.3) conv x
+        truediv: (x.0, 4, x.2, x.3) sub conv x
+        norm: (x.0, 4, x.2, x.3) x
+        sub_1: (x.0, 4, x.2, x.3) x
+        neg: (x.0, 4, x.2, x.3) x
+        add: (x.0, 4, x.2, x.3) x
         """,
     ),
     "nothing": (
@@ -1403,10 +1841,6 @@ PLACES: dict[str, tuple[Forward, tuple[int, int]]] = {
     "a wider linear": (lambda m, x: m.tail(_laid(m.point(x))), (2, 2)),
     "a narrower linear": (lambda m, x: m.fewer(_laid(m.point(x))), (2, 0)),
 }
-
-
-def _laid(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("name", PLACES)
