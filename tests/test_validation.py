@@ -203,10 +203,10 @@ def _without_border(x: Affine, outer: Any, inner: Any, reach: Tensor, bias: Any,
     return (total if bias is None else bias + total), border
 
 
-def _wrong_reader(right: Any, graph: Any, item: Any, known: Any, *rest: Any) -> Any:
+def _wrong_reader(right: Any, graph: Any, item: Any, known: Any, *rest: Any, **named: Any) -> Any:
     """The call reads the model's input, not the region's source."""
     source = item.region.source
-    return right(graph, item, {**known, source: next(iter(known.values()))}, *rest)
+    return right(graph, item, {**known, source: next(iter(known.values()))}, *rest, **named)
 
 
 def _norm(change: Callable[[Any, Any, Any, Any, float], tuple[Any, ...]]) -> Callable[[Patch], None]:
