@@ -307,10 +307,11 @@ class _Interpreter:
 
     def _extras(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> dict[str, Any]:
         """What a rule asks for by the names of its parameters."""
-        leaves = tree_leaves((node.args, node.kwargs))  # where one may be twice
-        each = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and (leaf in values or leaf in self._constants)]
-        found = {"owner": node.name, "shapes": [self._shape_of_any(leaf) for leaf in each]}
-        return {name: value for name, value in found.items() if rule.wants(name)}
+        found: dict[str, Any] = {"owner": node.name} if rule.wants("owner") else {}
+        if rule.wants("shapes"):  # of constants too, which have to be looked at
+            leaves = (leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node))
+            found["shapes"] = [self._shape_of_any(leaf) for leaf in leaves if leaf in values or leaf in self._constants]
+        return found
 
     def _shape_of_any(self, node: fx.Node) -> Shape | None:
         """Of a value, or of a constant that is a tensor of floating-point numbers."""

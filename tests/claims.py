@@ -15,8 +15,7 @@ from repcompile.facts import Facts
 from repcompile.fold import apply
 from repcompile.interpret import Interpreter, evaluated
 from repcompile.shapes import Shape
-
-TOLERANCE = torch.finfo(torch.float64).eps ** 0.75  # three quarters of the digits
+from repcompile.testing.checks import TOLERANCE
 
 
 def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[str]:
@@ -46,7 +45,7 @@ def untrue_maps(captured: Captured, facts: Facts, inputs: Sequence[Tensor]) -> I
         for node, fact in ((node, fact) for node, found in facts.maps.items() for fact in found):
             image = values[fact.source]
             for place, step in enumerate((*fact.path, None)):
-                image = _mapped(fact.map, image) if place == fact.at else image
+                image = mapped(fact.map, image) if place == fact.at else image
                 if step is not None:
                     image = interpreter.run(step.node, {**values, step.node.all_input_nodes[0]: image})
             check = compare(image, values[node], TOLERANCE * max(1.0, largest_of(values[node])))
@@ -54,10 +53,11 @@ def untrue_maps(captured: Captured, facts: Facts, inputs: Sequence[Tensor]) -> I
                 yield f"{node.name} of {fact.source.name} differs by {check.error:.1e}"
 
 
-def _mapped(x: Map, image: Tensor) -> Tensor:
+def mapped(x: Map, image: Tensor) -> Tensor:
+    """What a map makes of an image, which may have any number of axes in front of the channels."""
     if isinstance(x, Uniform):
         return x.gain * image + x.shift
-    batch = max(image.dim() - 1 - len(x.axes), 1)  # axes in front of the channels
+    batch = max(image.dim() - 1 - len(x.axes), 1)
     return apply(x, image.flatten(0, batch - 1)).unflatten(0, image.shape[:batch])
 
 

@@ -87,7 +87,7 @@ def _told_late(m: Any, x: Tensor) -> Any:
 
 
 def _tokens_joined(m: Any, x: Tensor) -> Tensor:
-    y, z = (each.flatten(2).transpose(1, 2) for each in (x * m.gamma, m.norm(x)))
+    y, z = (_laid(each) for each in (x * m.gamma, m.norm(x)))
     return torch.cat([m.tail(y), m.four(z)], -1)
 
 
@@ -1828,13 +1828,13 @@ def test_a_function_on_trial_has_no_module_to_change() -> None:
 
 # (at, home) of the map that the last value is of x: where it stands on its path, and where what weighs most stood
 PLACES: dict[str, tuple[Forward, tuple[int, int]]] = {
-    "a linear behind a layout": (lambda m, x: m.four(m.norm(x).flatten(2).transpose(1, 2)), (2, 2)),
-    "a layout behind a convolution": (lambda m, x: m.point(x).flatten(2).transpose(1, 2), (2, 0)),
+    "a linear behind a layout": (lambda m, x: m.four(_laid(m.norm(x))), (2, 2)),
+    "a layout behind a convolution": (lambda m, x: _laid(m.point(x)), (2, 0)),
     "a gain behind a layout behind a convolution": (
-        lambda m, x: m.point(x).flatten(2).transpose(1, 2) * m.width,
+        lambda m, x: _laid(m.point(x)) * m.width,
         (2, 0),
     ),
-    "a window behind which the layout changes": (lambda m, x: m.conv(x).flatten(2).transpose(1, 2) * m.width, (0, 0)),
+    "a window behind which the layout changes": (lambda m, x: _laid(m.conv(x)) * m.width, (0, 0)),
     "a sum of a window and a gain": (lambda m, x: m.conv(x).flatten(2) + m.norm(x).flatten(2), (0, 0)),
     "a sum of tokens": (lambda m, x: m.four(_laid(m.norm(x))) + _laid(m.point(x)), (2, 2)),
     "a sum of tokens of convolutions": (lambda m, x: _laid(m.norm(x)) + _laid(m.point(x)), (2, 0)),
@@ -1850,8 +1850,8 @@ def test_where_maps_stand(name: str) -> None:
     (result,) = captured.graph.output_node().args
     fact = facts.maps[result][-1]  # type: ignore[index]
     assert (fact.source.name, fact.at, fact.home) == ("x", *expected)
-    assert [step.node for step in fact.path] == [step.node for step in fact.path if facts.steps[step.node] == step]
-    assert all(isinstance(fact.map, Affine | Uniform) for facts_ in facts.maps.values() for fact in facts_)
+    assert all(facts.steps[step.node] == step for step in fact.path)
+    assert all(isinstance(each.map, Affine | Uniform) for found in facts.maps.values() for each in found)
 
 
 RULES: dict[str, tuple[Forward, dict[str, str]]] = {
