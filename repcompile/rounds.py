@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
@@ -15,7 +16,7 @@ from repcompile.capture import Captured, capture
 from repcompile.classes import hooked, move_hooks
 from repcompile.compare import Check
 from repcompile.copies import duplicate
-from repcompile.cost import CostModel
+from repcompile.cost import CostModel, total
 from repcompile.defaults import specialized, standing_in
 from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute, run_copy
@@ -50,6 +51,7 @@ class Compilation:
     later: the next round, if there was more to fuse in what this one made.
     regrouped: whether sums stand in another order than in the model, or norms elsewhere.
     exported: why torch.export captured it, and not torch.fx; "" if torch.fx did.
+    called: whether the module of an inner one is called in the calls that are known.
     """
 
     captured: Captured
@@ -65,6 +67,7 @@ class Compilation:
     later: Compilation | None = None
     regrouped: bool = False
     exported: str = ""
+    called: bool = True
 
     @property
     def report(self) -> Report:
@@ -86,9 +89,10 @@ class Compilation:
 
     @property
     def saved(self) -> int:
-        """How many operators fewer run."""
-        fused = self.report.fused
-        return sum(item.operators for item in fused) - len(fused)
+        """How many operators fewer run in the calls that are known, of those that start kernels."""
+        own = sum(total(item.region.before).launches - 1 for item in self.rewritten)
+        later = self.later.saved if self.later is not None else 0
+        return own + later + sum(part.saved for part in self.inner.values() if part.called)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,14 +334,14 @@ def _below(path: str, name: str) -> str:
 
 def _child(module: nn.Module, calls: Calls, settings: Settings) -> Compilation | None:
     """The compilation of a module that is only called, None if there is nothing to fuse, or if it is not equal."""
-    calls = calls.running(module)
+    called, calls = bool(calls.given), calls.running(module)
     examples = None if calls.first is None else positional(module.forward, calls.first)
     try:
         part = _rounds(module, examples, calls, settings)
     except (ModelError, VerificationError):  # in training mode, not to be copied, or captured falsely: as it is
         return None
     changed = part.report.fused or part.report.rewritten
-    return part if changed and _agrees(module, part.module, calls.given) else None
+    return replace(part, called=called) if changed and _agrees(module, part.module, calls.given) else None
 
 
 def _by_export(
@@ -368,7 +372,7 @@ def _of_program(
     found = exported(module, calls)
     parts = [_one_program(each, calls, settings) for each in found]
     first = parts[0]
-    if first.saved <= sum(child.saved for child in children.values()):
+    if first.saved <= sum(child.saved for child in children.values() if child.called):
         raise ModelError("it fuses nothing more")
     result = _exchanged(module, children)
     for each, part in reversed(list(zip(found, parts, strict=True))):
@@ -386,14 +390,15 @@ def _one_program(program: Exported, calls: Calls, settings: Settings) -> Compila
     return _with_later(_one_round(captured, execute(captured, inputs)[1], settings, inputs), inputs, settings)
 
 
-def _promises(module: nn.Module, children: Iterable[str]) -> bool:
-    """Whether there is anything that might fold outside the children that are compiled: it takes seconds to see."""
+def _promises(module: nn.Module, children: Mapping[str, Compilation]) -> bool:
+    """Whether there is anything left that might fold, once the children are what they are compiled to: it takes seconds
+    to see.
+    """
     inside, convolutions = tuple(f"{path}." for path in children), 0
-    for path, part in module.named_modules():
-        if f"{path}.".startswith(inside):
-            continue
-        own = type(part).__module__.startswith("torch.nn")
-        gains = not own and any(sum(size > 1 for size in p.shape) == 1 for p in part.parameters(recurse=False))
+    own = (part for path, part in module.named_modules() if not f"{path}.".startswith(inside))
+    for part in chain(own, *(child.module.modules() for child in children.values())):
+        builtin = type(part).__module__.startswith("torch.nn")
+        gains = not builtin and any(sum(size > 1 for size in p.shape) == 1 for p in part.parameters(recurse=False))
         if gains or isinstance(part, nn.modules.batchnorm._BatchNorm):
             return True
         convolutions += isinstance(part, nn.modules.conv._ConvNd)
