@@ -100,6 +100,7 @@ class Affine:
     """An affine map from `(n, c_in, *spatial)` to `(n, c_out, *spatial')`, or from `(..., c_in)` without spatial axes.
 
     kernel: (c_out, c_in / groups, *sizes)   bias: (c_out,)   border: (c_out, 1, *sizes), on the kernel's own window
+    scatters: whether a transposed convolution is in it, which works at the positions of its input.
 
     Build one with `conv`, `depthwise`, `conv_transpose`, `linear`, `diagonal` (a scale and a shift for each channel),
     `identity`, `pad`, `select` or `cat`, or let `probe` measure it; combine with
@@ -124,6 +125,7 @@ class Affine:
     has_bias: bool = False
     has_border: bool = False
     mode: str = "zeros"
+    scatters: bool = False
 
     # -- constructors ------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Affine:
             for size, up, pad, extra, dil in zip(*geometry, strict=True)
         )
         leaf = Leaf(computed(turned, weight, shape=shape), None if bias is None else as_constant(bias))
-        return Affine(c_in, shape[0], groups, axes, leaf, bias is not None)
+        return Affine(c_in, shape[0], groups, axes, leaf, bias is not None, scatters=True)
 
     @staticmethod
     def pad(
@@ -231,6 +233,7 @@ class Affine:
             has_bias=any(x.has_bias for x in maps),
             has_border=any(x.has_border for x in maps),
             mode=next((x.mode for x in maps if x.pads), maps[0].mode),
+            scatters=any(x.scatters for x in maps),
         )
 
     @staticmethod
@@ -310,8 +313,8 @@ class Affine:
     def reads_less(self) -> bool:
         """Whether two passes over the input, with a value around it, cost less than one over the output."""
         ratio = prod(axis.stride for axis in self.axes)
-        zeros = self.mode == "zeros" and all(axis.up == 1 and min(axis.lo, axis.hi) >= 0 for axis in self.axes)
-        return zeros and 2 * self.c_in * ratio < self.c_out
+        zeros = self.mode == "zeros" and all(min(axis.lo, axis.hi) >= 0 for axis in self.axes)
+        return zeros and not self.spreads and 2 * self.c_in * ratio < self.c_out
 
     @property
     def crops_and_pads(self) -> bool:
@@ -321,9 +324,19 @@ class Affine:
         return alike and self.mode == "zeros" and min(sides) < 0 < max(sides)
 
     @property
+    def widens(self) -> bool:
+        """Whether it returns more positions than it gets, as a transposed convolution that pads both sides alike."""
+        alike = all(axis.stride == axis.up == 1 and 0 <= axis.lo == axis.hi <= axis.span for axis in self.axes)
+        growths = [axis.growth for axis in self.axes] or [0]
+        return alike and self.mode == "zeros" and min(growths) >= 0 and max(growths) > 0
+
+    @property
     def spreads(self) -> bool:
-        """Whether only a transposed convolution computes it."""
-        return self.crops_and_pads or any(axis.up > 1 for axis in self.axes)
+        """Whether a transposed convolution computes it: where nothing else does, or where it was one and that is less
+        than at the positions of the output.
+        """
+        needed = self.crops_and_pads or any(axis.up > 1 for axis in self.axes)
+        return needed or (self.scatters and self.widens)
 
     @property
     def ends_evenly(self) -> bool:
@@ -365,6 +378,7 @@ class Affine:
             has_bias=self.has_bias or (carried and not to_border),
             has_border=inner.has_border or to_border,
             mode=inner.mode if stays else self.mode,
+            scatters=self.scatters or inner.scatters,
         )
 
     def __add__(self, other: Affine | Uniform | Weight | Scalar) -> Affine:
@@ -548,6 +562,7 @@ def _sum(left: Map, right: Map) -> Affine:
         has_bias=left.has_bias or right.has_bias,
         has_border=left.has_border or right.has_border,
         mode=left.mode if left.pads else right.mode,
+        scatters=left.scatters or right.scatters,
     )
 
 

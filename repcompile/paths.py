@@ -97,10 +97,36 @@ def aligned(facts: Sequence[Fact]) -> tuple[Fact, list[Map]]:
 
 def places(fact: Fact) -> list[Fact]:
     """The same fact with its map at every place of the path where it can stand; at `home` first."""
-    if not fact.path or isinstance(fact.map, Uniform) or not fact.map.pointwise:
+    if not fact.path or isinstance(fact.map, Uniform):
         return [fact]
-    found = [moved for place in range(len(fact.path) + 1) if (moved := _standing_at(fact, place)) is not None]
-    return sorted(found, key=lambda moved: abs(moved.at - fact.home))
+    others = range(len(fact.path) + 1) if fact.map.pointwise else ()
+    found = [moved for place in others if (moved := _standing_at(fact, place)) is not None] or [fact]
+    return sorted(filter(_fits, found), key=lambda moved: abs(moved.at - fact.home))
+
+
+def _fits(fact: Fact) -> bool:
+    """Whether every step of the path gets as many channels as it names, if it names a number."""
+    assert isinstance(fact.map, Affine)
+    before, behind = fact.path[: fact.at], fact.path[fact.at :]
+    shape = behind[0].before if behind else before[-1].layout.shape
+    place: int | None = len(shape) - 1 - len(fact.map.axes)
+    axis = place
+    for step in behind:
+        axis = None if axis is None else place_of(track_of((step,)), axis)
+        if axis is not None and not _takes(step, axis, fact.map.c_out):
+            return False
+    axis = place
+    for step in reversed(before):
+        if axis is None or not _takes(step, axis, fact.map.c_in):
+            return axis is None
+        track = track_of((step,))
+        axis = next((start for start in range(step.rank) if place_of(track, start) == axis), None)
+    return True
+
+
+def _takes(step: Step, axis: int, channels: int) -> bool:
+    """Whether a step can make an image of so many channels, on one axis of its result."""
+    return axis not in step.layout.fixed or step.layout.shape[axis].known in (None, channels)
 
 
 # -- moving maps -------------------------------------------------------------------------------------------------------

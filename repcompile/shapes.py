@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
 
@@ -50,6 +50,7 @@ class Layout:
     comes last is `shape`.
     name: what is done to the positions; operators of one name do the same.
     scale: positions of the result for each one of the input, as far as a price is concerned.
+    fixed: the axes of the result whose sizes the operator names, so that it takes no other number there.
     """
 
     shape: Shape
@@ -57,6 +58,7 @@ class Layout:
     regroups: tuple[tuple[Shape, tuple[int, ...]], ...] = ()
     name: str = ""
     scale: float = 1.0
+    fixed: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def is_view(self) -> bool:

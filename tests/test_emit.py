@@ -146,6 +146,28 @@ def test_one_kernel_where_one_axis_is_cropped_and_the_other_padded(pads: Any, mo
     assert_equal(module(image), apply(x, image))
 
 
+@pytest.mark.parametrize(
+    ("pads", "expected"),
+    [
+        ([(2, 2), (2, 2)], nn.ConvTranspose2d),
+        ([(1, 1), (2, 2)], nn.ConvTranspose2d),
+        ([(1, 1), (1, 1)], nn.Conv2d),
+        ([(0, 0), (2, 2)], nn.Conv2d),
+        ([(2, 2), (1, 2)], nn.Sequential),
+        ([(3, 3), (2, 2)], nn.Conv2d),
+    ],
+)
+def test_a_transposed_convolution_stays_one_where_it_returns_more(pads: Any, expected: type) -> None:
+    kernel, image = torch.arange(36.0).reshape(2, 2, 3, 3).double(), torch.arange(24.0).reshape(1, 2, 3, 4).double()
+    plain = Affine.conv(kernel, padding=pads)
+    point = Affine.conv_transpose(torch.ones(2, 2, 1, 1))
+    for x in (plain @ point, point @ plain, plain + point @ plain):
+        module = emitted(x)
+        assert type(module) is expected
+        assert_equal(module(image), apply(x, image))
+    assert type(emitted(plain)) is (nn.Sequential if expected is nn.Sequential else nn.Conv2d)
+
+
 def test_grouped_maps_without_axes_become_one_dense_layer() -> None:
     x = Affine.conv(torch.ones(4, 2), groups=2)
     module = emitted(x)

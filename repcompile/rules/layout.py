@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def flatten_module(shape: Shape | None, m: nn.Flatten) -> Layout:
 def reshape(shape: Shape | None, *sizes: Any, owner: str = "") -> Layout:
     """The result's shape is known from the arguments, even where the input's is not."""
     entries = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
-    return reshaped(shape, [_size(entry) for entry in entries], owner)
+    return _fixing(reshaped(shape, [_size(entry) for entry in entries], owner), entries)
 
 
 @layout_rule(torch.permute, "permute")
@@ -53,14 +54,16 @@ def transpose(shape: Shape | None, first: int, second: int) -> Layout:
 def reshape_as(shape: Shape | None, other: Any, *, shapes: Sequence[Shape | None], owner: str = "") -> Layout:
     if len(shapes) < 2:
         raise Inexact("a shape that is not known here")
-    return reshaped(shape, _known(shapes[1]), owner)
+    sizes = _known(shapes[1])
+    return _fixing(reshaped(shape, sizes, owner), sizes)
 
 
 @layout_rule(torch.unflatten, "unflatten")
 def unflatten(shape: Shape | None, dim: int, sizes: Sequence[Any], owner: str = "") -> Layout:
     shape = _known(shape)
     axis = dim % len(shape)
-    return reshaped(shape, [*shape[:axis], *(_size(entry) for entry in sizes), *shape[axis + 1 :]], owner)
+    made = reshaped(shape, [*shape[:axis], *(_size(entry) for entry in sizes), *shape[axis + 1 :]], owner)
+    return _fixing(made, sizes, axis)
 
 
 @layout_rule(nn.Unflatten)
@@ -138,6 +141,11 @@ def _known(shape: Shape | None) -> Shape:
     if shape is None:
         raise Inexact("the input's rank is not known here; example_inputs may tell")
     return shape
+
+
+def _fixing(layout: Layout, entries: Sequence[Any], first: int = 0) -> Layout:
+    """The same layout, of an operator that is given these sizes, from the axis `first` on."""
+    return replace(layout, fixed=tuple(axis for axis, entry in enumerate(entries, first) if entry != -1))
 
 
 def _size(entry: Any) -> Size | None:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repcompile import fuse
+from repcompile.measure import measure
 from tests.blocks.cases import NORMS, SIGNALS, TRANSPOSED, VIDEOS, Case, conv_norm, holds, listed, table
-from tests.test_hostile import Build, Net, conv, image, norm
+from tests.test_hostile import Build, Net, conv, image, made, norm
 
 EVEN = ((image(2, 4, 6, 8),), (image(1, 4, 10, 4, seed=1),))
 
@@ -152,12 +155,20 @@ def branches_of_upsampling() -> nn.Module:
     return Net(lambda m, x: m.wide(x) + m.tight(x), wide=wide, tight=tight)
 
 
+def widened(size: int) -> nn.Module:
+    """BN(W^T x) of a stride of 1: from one pixel to `size` (Radford et al. 2016, DCGAN)."""
+    return nn.Sequential(transposed(size=size, bias=False), norm())
+
+
+PIXELS = ((image(2, 4, 1, 1),), (image(1, 4, 3, 2, seed=1),))
+
 UPWARDS = {
     "transposed, norm": Case(partial(grouped_upsampling, 2)),
     "transposed, norm, 1-D": Case(partial(grouped_upsampling, 1), SIGNALS),
     "transposed, norm, 3-D": Case(partial(grouped_upsampling, 3), VIDEOS),
     "1x1, transposed, 1x1": Case(chain(point(bias=False), partial(transposed, stride=2), point())),
     "two transposed": Case(branches_of_upsampling),
+    "transposed of stride 1, norm": Case(partial(widened, 4), PIXELS),
 }
 
 
@@ -174,3 +185,10 @@ def test_padding_joins_its_convolution(case: Case) -> None:
 @table(UPWARDS)
 def test_transposed_convolutions(case: Case) -> None:
     holds(case)
+
+
+@pytest.mark.parametrize("informed", [False, True])
+def test_what_works_at_the_positions_of_a_small_image_still_does(informed: bool) -> None:
+    model, inputs = made(partial(widened, 4)), PIXELS[0]
+    fused = fuse(model, inputs if informed else None)
+    assert measure(fused, inputs).macs == 4 * 4 * 4 * 4 * 2

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from repcompile import compile_model
 from tests.blocks.cases import ROWS, TOKENS, Case, conv_norm, holds, table
-from tests.test_hostile import Net, conv, gain, image, norm
+from tests.test_hostile import Build, Net, conv, gain, image, made, norm
 
 PICTURES_LAST = ((image(2, 5, 6, 4),), (image(1, 8, 3, 4, seed=1),))
 
@@ -58,6 +60,28 @@ def embedded() -> nn.Module:
 def normed_tokens() -> nn.Module:
     """W tokens(BN(x)): the batch norm in front of FastViT's attention."""
     return Net(lambda m, x: m.qkv(m.norm(x).flatten(2).transpose(-2, -1)), norm=norm(), qkv=nn.Linear(4, 12))
+
+
+def named_channels() -> nn.Module:
+    """W vec(BN(x)), vec naming the channels that come, which are not those that leave."""
+    return Net(
+        lambda m, x: m.point(m.norm(x).reshape(x.shape[0], 4, -1)), norm=norm(), point=nn.Conv1d(4, 6, 1, groups=2)
+    )
+
+
+def named_channels_behind() -> nn.Module:
+    """The same behind a window, which cannot stand behind vec: two operators."""
+    parts = {"window": conv(), "norm": norm(), "point": nn.Conv1d(4, 6, 1)}
+    return Net(lambda m, x: m.point(m.norm(m.window(x)).view(x.shape[0], x.shape[1], -1)), **parts)
+
+
+def named_heads() -> nn.Module:
+    """W x in heads, each with its own shift: unflattened by a number, and flattened again."""
+    return Net(
+        lambda m, x: m.proj(m.norm(x).flatten(2).transpose(1, 2)).unflatten(2, (2, 3)).flatten(2),
+        norm=norm(),
+        proj=nn.Linear(4, 6),
+    )
 
 
 def _attention(m: Any, x: Tensor) -> Tensor:
@@ -157,6 +181,9 @@ CASES = {
     "Linear, permute, norm": Case(linear_norm_of_images, PICTURES_LAST),
     "patch embedding and qkv": Case(embedded, ((image(2, 4, 8, 12),), (image(1, 4, 13, 18, seed=1),))),
     "norm, tokens, qkv": Case(normed_tokens),
+    "norm, named channels, 1x1": Case(named_channels),
+    "conv, norm, named channels, 1x1": Case(named_channels_behind, operators=2),
+    "norm, Linear, heads": Case(named_heads),
     "attention": Case(attention, ((image(2, 4, 8, 12),), (image(1, 4, 13, 18, seed=1),)), operators=8),
     "Conv1d beside Linear": Case(partial(conv_beside_linear, 3), TOKENS),
     "Conv1d of one tap beside Linear": Case(partial(conv_beside_linear, 1), TOKENS),
@@ -170,3 +197,10 @@ CASES = {
 @table(CASES)
 def test_tokens_need_one_operator(case: Case) -> None:
     holds(case)
+
+
+@pytest.mark.parametrize("build", [named_channels, named_channels_behind, named_heads])
+def test_what_names_its_channels_is_not_moved_in_vain(build: Build) -> None:
+    model = made(build)
+    for inputs in (None, (image(2, 4, 5, 6),)):
+        assert not compile_model(model, inputs).rollbacks

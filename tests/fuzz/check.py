@@ -10,12 +10,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import repcompile
 from repcompile import Compilation, RepcompileError, compile_model
+from repcompile.cost import POSITIONS
 from repcompile.facts import UNPREPARED
 from tests.claims import untrue
 from tests.fuzz.build import build, inputs_of
@@ -42,7 +45,7 @@ UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError, 
 INTEGERS = (torch.uint8, torch.int32, torch.int64)
 CENTS = 1.000001  # rounding of a sum of prices
 GUESSED = 1.05  # the same where the planner has to assume sizes (docs/decisions/0029)
-GROWN = 2.0  # and where a convolution or a padding makes small images much larger
+GROWN = 2.0  # and where images are larger than it assumes, or a convolution or a padding makes small ones much larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +202,20 @@ class _Checking:
         before, after = self.before, counts_of(module, self._inputs, warm=True)  # `_same` has run it
         if after.operators > before.operators:
             raise Failure(f"more operators {how}: {before.operators} became {after.operators}")
-        guessed = GROWN if any(map(_grows, module.modules())) else GUESSED
-        dearer = after.price > before.price * (guessed if how == "plain" else CENTS)
-        if dearer and self._clones(module) <= self._clones(copy.deepcopy(self.model)):
+        if after.price <= before.price * CENTS:
+            return
+        model, fused = self._watched(copy.deepcopy(self.model)), self._watched(module)
+        if fused.by_strides > model.by_strides:  # what only passed on, and is gone, may have made a slice contiguous
+            return
+        unlike = model.positions > POSITIONS or any(map(_grows, module.modules()))
+        if how != "plain" or after.price > before.price * (GROWN if unlike else GUESSED):
             raise Failure(f"dearer {how}: {after.price / before.price - 1:.2%}")
 
-    def _clones(self, module: nn.Module) -> int:
-        """How often a forward copies: what only passed on, and is gone, may have made a slice contiguous."""
-        with _Clones() as clones, torch.no_grad():
+    def _watched(self, module: nn.Module) -> _Watch:
+        with _Watch() as watch, _Linears() as linears, torch.no_grad():
             module(*self._inputs)
-        return clones.count
+        watch.by_strides += linears.split
+        return watch
 
     @cached_property
     def before(self) -> Counts:
@@ -265,14 +272,34 @@ class _Checking:
             raise Failure(f"differs exported: {difference}")
 
 
-class _Clones(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
+    """by_strides: kernels that torch adds by itself: copies.  positions: of the largest image, batch included."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.by_strides = self.positions = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten.clone.default
-        return func(*args, **(kwargs or {}))
+        self.by_strides += func is torch.ops.aten.clone.default
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() > 2:
+            self.positions = max(self.positions, result.numel() // max(result.shape[1], 1))
+        return result
+
+
+class _Linears(TorchFunctionMode):
+    """split: how many calls of `linear` torch runs as a product and a sum, since a batch of rows is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, bias = args[0], kwargs.get("bias", args[2] if len(args) > 2 else None)
+            self.split += bias is not None and x.dim() > 2 and not x.is_contiguous()
+        return func(*args, **kwargs)
 
 
 def _grows(module: nn.Module) -> bool:
