@@ -17,11 +17,8 @@ from torch import fx, nn
 
 from repcompile.borders import surround
 from repcompile.capture import Captured
-from repcompile.inplace import exposed, is_fresh, returned
+from repcompile.inplace import exposed, is_fresh, is_name, returned
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
-
-DROPOUTS = (nn.modules.dropout._DropoutNd,)
-DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
 KEEP_RANK = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
@@ -85,16 +82,15 @@ def _is_pure(node: fx.Node, captured: Captured) -> bool:
 
 
 def _does_nothing(node: fx.Node, captured: Captured) -> bool:
+    if _is_name(node, captured):
+        return True
     if node.op == "call_module":
         cls = captured.torch_class(node)
         module = captured.module(node)
-        plain = cls is nn.Identity or (issubclass(cls, DROPOUTS) and not module.training)
-        plain = plain or (isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1)
+        plain = isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1
         if isinstance(module, nn.PReLU) and cls is nn.PReLU:
             plain = bool((module.weight == 1).all())
         return plain and len(node.all_input_nodes) == 1
-    if node.op == "call_function" and node.target in DROPOUT_FUNCTIONS:
-        return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
     return (_neutral(node) and _floating(_operand(node), captured)) or _scaled_by_ones(node, captured)
 
 
@@ -114,8 +110,7 @@ def _is_spare(value: fx.Node, captured: Captured) -> bool:
 
 
 def _is_name(node: fx.Node, captured: Captured) -> bool:
-    """Whether it returns its operand itself, and not an equal tensor."""
-    return issubclass(captured.torch_class(node), (nn.Identity, *DROPOUTS)) or node.target in DROPOUT_FUNCTIONS
+    return is_name(node, captured.modules, captured.classes)
 
 
 def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:

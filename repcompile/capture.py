@@ -20,7 +20,7 @@ from repcompile.classes import hooked, torch_class, unconcerned
 from repcompile.copies import plain_attributes
 from repcompile.defaults import Specialized
 from repcompile.errors import ModelError, Untraceable
-from repcompile.inplace import Unprovable, functionalized, is_opaque
+from repcompile.inplace import Unprovable, drop_names, functionalized, is_opaque
 from repcompile.memory import Remembers
 from repcompile.modules import MODULES, FixedDtype
 from repcompile.questions import asks_for_none
@@ -128,6 +128,7 @@ def capture(
             traced = trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
+            drop_names(traced.graph, modules, classes, selection.kept)
             graph = placed(functionalized(traced.graph, modules, classes, _mixes(model)))
             break
         except (Remembers, Unprovable) as error:

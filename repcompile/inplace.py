@@ -23,6 +23,8 @@ from repcompile.spelling import name_of, parameters
 Classes = Mapping[str, type[nn.Module]]
 
 
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
+DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 HORIZON = 64  # values that are looked at in search of a cast
 CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
 
@@ -59,6 +61,31 @@ def functionalized(
             for user in [user for user in node.users if user is not result]:
                 user.replace_input_with(node, result)
     return graph
+
+
+def drop_names(graph: fx.Graph, modules: Mapping[str, nn.Module], classes: Classes, kept: Container[str]) -> None:
+    """Let everybody read what a node that returns its operand itself was given.
+
+    kept: paths of modules in which every operator stays as it is.
+    """
+    for node in list(graph.nodes):
+        place = str(node.target) if node.op == "call_module" else str(node.meta.get("path", ""))
+        if place not in kept and is_name(node, modules, classes):
+            (operand,) = node.all_input_nodes
+            node.replace_all_uses_with(operand)
+            graph.erase_node(node)
+
+
+def is_name(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> bool:
+    """Whether it returns its operand itself, and not an equal tensor."""
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.op == "call_module":
+        cls = classes.get(str(node.target)) or NoneType
+        return issubclass(cls, nn.Identity) or (issubclass(cls, DROPOUTS) and not modules[str(node.target)].training)
+    if node.op != "call_function" or node.target not in DROPOUT_FUNCTIONS:
+        return False
+    return node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
 
 
 def _is_cast(node: fx.Node) -> bool:
@@ -267,7 +294,7 @@ VIEWS: frozenset[Any] = frozenset(
     ]
 )
 
-VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS)
 
 FRESH_MODULES = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),

@@ -86,6 +86,8 @@ class _Editor:
         values = [operand for operand in node.all_input_nodes if self._is_value(operand)]
         if len(values) != 1 or node not in self._facts.rules or self._near(node, values[0]) is None:
             return False
+        if values[0] not in self._floating:  # what may be integers, no operator reads for another one
+            return False
         return not self._absorbs(values[0]) and self._is_taken_in(node, node, values[0])
 
     def _is_taken_in(self, reader: fx.Node, node: fx.Node, source: fx.Node, depth: int = 4) -> bool:

@@ -19,7 +19,7 @@ from repcompile.copies import duplicate
 from repcompile.cost import CostModel, total
 from repcompile.defaults import specialized, standing_in
 from repcompile.errors import ModelError, Untraceable, VerificationError
-from repcompile.execute import execute, run_copy
+from repcompile.execute import execute
 from repcompile.exporting import Exported, exported
 from repcompile.facts import Facts, affine_facts
 from repcompile.names import safe
@@ -34,7 +34,7 @@ from repcompile.rules import RuleSet
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.statements import KeptStatement
 from repcompile.trial import Trial
-from repcompile.verify import compare_outputs, same_results
+from repcompile.verify import compare_run, same_results
 
 Inputs = Sequence[Any]
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -251,7 +251,7 @@ def _measured(captured: Captured, model: nn.Module, inputs: Inputs | None) -> Sh
     if inputs is None or hooked(model):  # a hook may change what its forward gets
         return {}
     output, shapes = execute(captured, inputs)
-    check = compare_outputs(run_copy(model, inputs), output)
+    check = compare_run(model, inputs, output)
     if not check.passed:
         raise VerificationError(
             f"the captured graph of {captured.name} differs from the model by {check.error:.2e} at {check.place}: "
