@@ -216,7 +216,27 @@ def _threshold(m: Any, x: Tensor) -> Tensor:
     return z + y
 
 
+def _sum_of_two_names(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = F.dropout(y, 0.5, False)
+    z += y
+    return m.norm(z)
+
+
+def _sum_of_three_names(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = m.identity(m.drop(y))
+    z += 1.0
+    return m.norm(z) + m.norm(y)
+
+
+def _dropout_in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(F.dropout(y, 0.5, False, True)) + y
+
+
 FUNCTIONS: list[Callable[..., Any]] = [
+    *(_sum_of_two_names, _sum_of_three_names, _dropout_in_place),
     *(_alias_after_sum, _alias_after_power, _alias_after_remainder, _alias_after_floor, _product_of_matrices),
     *(_relu_of_a_skip, _relu_method_of_a_skip, _relu_positional, _leaky_positional, _rrelu_positional, _threshold),
     *(
@@ -253,7 +273,10 @@ def test_a_write_at_the_root_is_seen_or_refused(function: Callable[..., Any]) ->
     assert not reason or "cannot" in reason
 
 
-PROVABLE = [_alias_after_sum, _relu_of_a_skip, _relu_method_of_a_skip, _relu_positional, _three_times, _times_one]
+PROVABLE = [
+    *(_alias_after_sum, _relu_of_a_skip, _relu_method_of_a_skip, _relu_positional, _three_times, _times_one),
+    *(_sum_of_two_names, _sum_of_three_names, _dropout_in_place),
+]
 
 
 @pytest.mark.parametrize("function", PROVABLE, ids=lambda function: function.__name__.strip("_"))
