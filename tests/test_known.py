@@ -735,8 +735,8 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         """
         x: (x.0, 4, x.2, x.3)
         conv: (x.0, 4, x.2, x.3) x
-        larger: (x.0, 4, larger.2, larger.3) conv~ x~
-        mul: (x.0, 4, larger.2, larger.3) larger conv~ x~
+        larger: (x.0, 4, 2*x.2, 3*x.3) conv~ x~
+        mul: (x.0, 4, 2*x.2, 3*x.3) larger conv~ x~
         """,
     ),
     "upsampled to a size": (

@@ -123,7 +123,8 @@ def interpolate(
 
 
 def _scaled(size: Size, scale: Any, owner: str, axis: int) -> Size:
-    return size * Size(scale) if isinstance(scale, int) else unknown(owner, axis)
+    whole = isinstance(scale, int | float) and scale > 0 and float(scale).is_integer()  # nn.Upsample has 2.0 for 2
+    return size * Size(int(scale)) if whole else unknown(owner, axis)
 
 
 @layout_rule(torch.roll, "roll")

@@ -1,0 +1,193 @@
+"""Rules for what moves, repeats or averages positions: what merges, what a price takes them for, what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repcompile.affine import Uniform
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import capture
+from repcompile.errors import Inexact
+from repcompile.execute import execute
+from repcompile.facts import affine_facts
+from repcompile.rules import DEFAULT
+from repcompile.rules import layout as layouts
+from repcompile.rules import pool as pools
+from repcompile.shapes import Layout, Size, named
+from tests.claims import untrue_maps
+from tests.test_hostile import Net, conv, image, made, norm
+
+Move = Callable[[Tensor], Tensor]
+
+# Moves of an image of 12 x 12 that end at one size.
+TWICE: dict[str, Move] = {
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "aligned": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
+    "bicubic": lambda x: F.interpolate(x, None, 2, "bicubic"),
+    "each": lambda x: F.interpolate(x, scale_factor=(2, 2)),
+    "Upsample": nn.Upsample(scale_factor=2),
+    "Upsample bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "Upsample aligned": nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    "Upsample recomputed": nn.Upsample(scale_factor=2.0, mode="bilinear", recompute_scale_factor=True),
+    "UpsamplingNearest2d": nn.UpsamplingNearest2d(scale_factor=2),
+    "UpsamplingBilinear2d": nn.UpsamplingBilinear2d(scale_factor=2),
+}
+HALF: dict[str, Move] = {
+    "half": lambda x: F.interpolate(x, scale_factor=0.5),
+    "without padding": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "sticking out": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+    "sticking out uncounted": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True, count_include_pad=False),
+    "of two": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+    "of one": lambda x: F.avg_pool2d(x, 1, 2, ceil_mode=True),
+    "module": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "module sticking out": nn.AvgPool2d(3, 2, ceil_mode=True),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 6),
+    "adaptive module": nn.AdaptiveAvgPool2d((6, 6)),
+}
+ONE: dict[str, Move] = {
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "adaptive module": nn.AdaptiveAvgPool2d((1, 1)),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "mean from the end": lambda x: torch.mean(x, (-1, -2), True),
+}
+ROW: dict[str, Move] = {
+    "rows": lambda x: x.mean(2, keepdim=True),
+    "columns": lambda x: x.mean(3, keepdim=True).transpose(2, 3),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, (1, None)),
+    "adaptive of a size": lambda x: F.adaptive_avg_pool2d(x, (1, 12)),
+}
+SAME: dict[str, Move] = {
+    "rolled": lambda x: x.roll(1, 2),
+    "rolled further": lambda x: x.roll(2, 2),
+    "rolled along": lambda x: x.roll(1, 3),
+    "rolled twice": lambda x: torch.roll(x, (1, 2), (2, 3)),
+    "turned": lambda x: x.transpose(2, 3),
+    "none": lambda x: x.view(x.shape[0], x.shape[1], -1).view(x.shape[0], x.shape[1], 12, 12),
+}
+KINDS = {"twice": TWICE, "half": HALF, "one": ONE, "row": ROW, "same": SAME}
+PAIRS = [
+    pytest.param(f, g, one == other, moves is not HALF, id=f"{kind}: {one}, {other}")
+    for kind, moves in KINDS.items()
+    for (one, f), (other, g) in itertools.combinations_with_replacement(moves.items(), 2)
+]
+SPELLED = (*itertools.combinations(ONE.values(), 2), (HALF["adaptive"], HALF["adaptive module"]))
+
+
+@pytest.mark.parametrize(("first", "second", "alike", "sized"), PAIRS)
+def test_what_moves_positions_alike_is_one_map(first: Move, second: Move, alike: bool, sized: bool) -> None:
+    """first(W x) + second(BN x) is one map of x where both move alike; where they do not, nobody says so.
+
+    sized: whether the size of the result is known; where it is not, nobody knows that two are of one size.
+    """
+    net = Net(lambda m, x: first(m.point(x)) + second(m.norm(x)), point=conv(size=1), norm=norm())
+    inputs = (image(2, 4, 12, 12),)
+    for known in (False, True):
+        captured = canonicalize(capture(made(lambda: net), DEFAULT.module_classes, inputs))
+        facts = affine_facts(captured, DEFAULT, execute(captured, inputs)[1] if known else None)
+        (start, *_), (total,) = captured.graph.nodes, captured.graph.output_node().args
+        assert not list(untrue_maps(captured, facts, inputs))
+        if (alike and sized) or (first, second) in SPELLED:
+            assert start in {fact.source for fact in facts.maps[total]}  # type: ignore[index]
+
+
+# -- prices ------------------------------------------------------------------------------------------------------------
+
+IMAGE, SIGNAL, ROWS = named("x", 4), named("x", 3), named("x", 2)
+SCALES: list[tuple[Layout, float]] = [
+    (layouts.interpolate(IMAGE, scale_factor=2), 4.0),
+    (layouts.interpolate(IMAGE, None, (2.0, 0.5)), 1.0),
+    (layouts.interpolate(IMAGE, None, (3, 2)), 6.0),
+    (layouts.interpolate(SIGNAL, scale_factor=3), 3.0),
+    (layouts.interpolate(IMAGE, 8), 1.0),
+    (layouts.interpolate(IMAGE, 8, 2), 1.0),
+    (layouts.roll(IMAGE, 1, 2), 1.0),
+    (layouts.permute(IMAGE, 0, 2, 3, 1), 1.0),
+    (layouts.flatten(IMAGE, 2), 1.0),
+    (pools.mean(IMAGE, (2, 3)), 1 / pools.POSITIONS),
+    (pools.mean(IMAGE, (2, 3), True), 1 / pools.POSITIONS),
+    (pools.mean(SIGNAL, 2), 1 / 16),
+    (pools.mean(IMAGE, -1, True), 1 / 16),
+    (pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(1)), 1 / pools.POSITIONS),
+    (pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(7)), 1.0),
+    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, ceil_mode=True)), 1 / 4),
+    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, ceil_mode=True)), 1 / 9),
+    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d((3, 2))), 1 / 6),
+    (pools.mean_of_windows_module(SIGNAL, nn.AvgPool1d(3, 2, ceil_mode=True)), 1 / 2),
+]
+
+
+@pytest.mark.parametrize(("found", "expected"), SCALES)
+def test_how_many_positions_a_price_takes_it_for(found: Layout, expected: float) -> None:
+    assert found.scale == pytest.approx(expected)
+
+
+# -- what they refuse --------------------------------------------------------------------------------------------------
+
+
+def _unflattened(dim: Any, sizes: tuple[int, ...]) -> nn.Unflatten:
+    """torch itself takes a named axis with named sizes only."""
+    module = nn.Unflatten(1, sizes)
+    module.dim = dim
+    return module
+
+
+X = Uniform(sizes=(None, 4, None, None))
+RANK = "the rank of the input is not known here; example_inputs may tell"
+KNOWN = "the input's rank is not known here; example_inputs may tell"
+REASONS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: layouts.flatten(None, 1), KNOWN),
+    (lambda: layouts.permute(None, 0, 2, 1), KNOWN),
+    (lambda: layouts.permute(IMAGE, 0, 2, 1), "(0, 2, 1) does not order 4 axes"),
+    (lambda: layouts.transpose(None, 1, 2), KNOWN),
+    (lambda: layouts.unsqueeze(None, 1), KNOWN),
+    (lambda: layouts.squeeze(None, 1), KNOWN),
+    (lambda: layouts.squeeze(IMAGE), "axes that are not known to have size 1"),
+    (lambda: layouts.squeeze(IMAGE, 1), "axes that are not known to have size 1"),
+    (lambda: layouts.squeeze((Size(1), Size(2)), (0, 1)), "axes that are not known to have size 1"),
+    (lambda: layouts.reshape(IMAGE, 2.5, 3, owner="y"), "a size that is not known here"),
+    (lambda: layouts.reshape(IMAGE, 0, 3, owner="y"), "a size that is not known here"),
+    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE]), "a shape that is not known here"),
+    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE, None]), KNOWN),
+    (lambda: layouts.unflatten(None, 1, (2, 2)), KNOWN),
+    (lambda: layouts.unflatten_module(IMAGE, _unflattened("C", (2, 2))), "a named axis"),
+    (lambda: layouts.interpolate(None, scale_factor=2), KNOWN),
+    (lambda: layouts.roll(IMAGE, 1), "all axes are rolled as one"),
+    (lambda: layouts.roll(None, 1, 2), KNOWN),
+    (lambda: pools.mean(None, 1), RANK),
+    (lambda: pools.mean(IMAGE), RANK),
+    (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(2)), RANK),
+    (lambda: pools.adaptive_mean_module(ROWS, nn.AdaptiveAvgPool2d(2)), RANK),
+    (lambda: pools.mean_of_windows_module(named("x", 5), nn.AvgPool2d(2, ceil_mode=True)), RANK),
+    (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, 1)), "zeros around the image are averaged too"),
+    (
+        lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, divisor_override=5)),
+        "zeros around the image are averaged too",
+    ),
+    (
+        lambda: pools.average_pool_module(X, nn.AvgPool2d(3, 2, ceil_mode=True)),
+        "ceil_mode averages over windows that stick out",
+    ),
+    (
+        lambda: pools.average_pool_module(X, nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        "count_include_pad=False divides by less at the border",
+    ),
+    (
+        lambda: pools.average_pool_module(X, nn.AvgPool2d(2.5)),  # type: ignore[arg-type]
+        "a pooling window that depends on the input's size",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "reason"), REASONS)
+def test_what_a_rule_refuses(rule: Callable[[], Any], reason: str) -> None:
+    with pytest.raises(Inexact) as refused:
+        rule()
+    assert str(refused.value) == reason
