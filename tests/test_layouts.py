@@ -1,26 +1,23 @@
-"""Rules for what moves, repeats or averages positions: what merges, what a price takes them for, what they refuse."""
+"""Rules for what moves, repeats or averages positions: what merges, and what a price takes them for."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repcompile.affine import Uniform
 from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
-from repcompile.errors import Inexact
 from repcompile.execute import execute
 from repcompile.facts import affine_facts
 from repcompile.rules import DEFAULT
 from repcompile.rules import layout as layouts
 from repcompile.rules import pool as pools
-from repcompile.shapes import Layout, Size, named
+from repcompile.shapes import Layout, named
 from tests.claims import untrue_maps
 from tests.test_hostile import Net, conv, image, made, norm
 
@@ -72,13 +69,42 @@ SAME: dict[str, Move] = {
     "turned": lambda x: x.transpose(2, 3),
     "none": lambda x: x.view(x.shape[0], x.shape[1], -1).view(x.shape[0], x.shape[1], 12, 12),
 }
-KINDS = {"twice": TWICE, "half": HALF, "one": ONE, "row": ROW, "same": SAME}
+UP: dict[str, Move] = {
+    "shuffled": lambda x: F.pixel_shuffle(x, 2),
+    "shuffled by a module": nn.PixelShuffle(2),
+    "shuffled by hand": lambda x: (
+        x.view(x.shape[0], 1, 2, 2, 12, 12).permute(0, 1, 4, 2, 5, 3).reshape(x.shape[0], 1, 24, 24)
+    ),
+    "turned": lambda x: F.pixel_shuffle(x, 2).transpose(2, 3),
+}
+DOWN: dict[str, Move] = {
+    "unshuffled": lambda x: F.pixel_unshuffle(x, 2),
+    "unshuffled by a module": nn.PixelUnshuffle(2),
+    "turned": lambda x: F.pixel_unshuffle(x, 2).transpose(2, 3),
+    "turned before": lambda x: F.pixel_unshuffle(x.transpose(2, 3), 2),
+}
+MIXED: dict[str, Move] = {
+    "in pairs": lambda x: F.channel_shuffle(x, 2),
+    "by a module": nn.ChannelShuffle(2),
+    "apart": lambda x: F.channel_shuffle(x, 4),
+    "back": lambda x: F.channel_shuffle(F.channel_shuffle(x, 2), 2),
+    "up and down": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "flipped": lambda x: x.flip(1),
+}
+KINDS = {"up": UP, "down": DOWN, "mixed": MIXED, "twice": TWICE, "half": HALF, "one": ONE, "row": ROW, "same": SAME}
 PAIRS = [
-    pytest.param(f, g, one == other, moves is not HALF, id=f"{kind}: {one}, {other}")
+    pytest.param(f, g, one == other, moves not in (HALF, DOWN), id=f"{kind}: {one}, {other}")
     for kind, moves in KINDS.items()
     for (one, f), (other, g) in itertools.combinations_with_replacement(moves.items(), 2)
 ]
-SPELLED = (*itertools.combinations(ONE.values(), 2), (HALF["adaptive"], HALF["adaptive module"]))
+SPELLED = (  # in several ways
+    *itertools.combinations(ONE.values(), 2),
+    (HALF["adaptive"], HALF["adaptive module"]),
+    (UP["shuffled"], UP["shuffled by a module"]),
+    (MIXED["in pairs"], MIXED["by a module"]),
+    (MIXED["apart"], MIXED["back"]),
+    (MIXED["back"], MIXED["up and down"]),
+)
 
 
 @pytest.mark.parametrize(("first", "second", "alike", "sized"), PAIRS)
@@ -100,7 +126,7 @@ def test_what_moves_positions_alike_is_one_map(first: Move, second: Move, alike:
 
 # -- prices ------------------------------------------------------------------------------------------------------------
 
-IMAGE, SIGNAL, ROWS = named("x", 4), named("x", 3), named("x", 2)
+IMAGE, SIGNAL = named("x", 4), named("x", 3)
 SCALES: list[tuple[Layout, float]] = [
     (layouts.interpolate(IMAGE, scale_factor=2), 4.0),
     (layouts.interpolate(IMAGE, None, (2.0, 0.5)), 1.0),
@@ -127,67 +153,3 @@ SCALES: list[tuple[Layout, float]] = [
 @pytest.mark.parametrize(("found", "expected"), SCALES)
 def test_how_many_positions_a_price_takes_it_for(found: Layout, expected: float) -> None:
     assert found.scale == pytest.approx(expected)
-
-
-# -- what they refuse --------------------------------------------------------------------------------------------------
-
-
-def _unflattened(dim: Any, sizes: tuple[int, ...]) -> nn.Unflatten:
-    """torch itself takes a named axis with named sizes only."""
-    module = nn.Unflatten(1, sizes)
-    module.dim = dim
-    return module
-
-
-X = Uniform(sizes=(None, 4, None, None))
-RANK = "the rank of the input is not known here; example_inputs may tell"
-KNOWN = "the input's rank is not known here; example_inputs may tell"
-REASONS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: layouts.flatten(None, 1), KNOWN),
-    (lambda: layouts.permute(None, 0, 2, 1), KNOWN),
-    (lambda: layouts.permute(IMAGE, 0, 2, 1), "(0, 2, 1) does not order 4 axes"),
-    (lambda: layouts.transpose(None, 1, 2), KNOWN),
-    (lambda: layouts.unsqueeze(None, 1), KNOWN),
-    (lambda: layouts.squeeze(None, 1), KNOWN),
-    (lambda: layouts.squeeze(IMAGE), "axes that are not known to have size 1"),
-    (lambda: layouts.squeeze(IMAGE, 1), "axes that are not known to have size 1"),
-    (lambda: layouts.squeeze((Size(1), Size(2)), (0, 1)), "axes that are not known to have size 1"),
-    (lambda: layouts.reshape(IMAGE, 2.5, 3, owner="y"), "a size that is not known here"),
-    (lambda: layouts.reshape(IMAGE, 0, 3, owner="y"), "a size that is not known here"),
-    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE]), "a shape that is not known here"),
-    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE, None]), KNOWN),
-    (lambda: layouts.unflatten(None, 1, (2, 2)), KNOWN),
-    (lambda: layouts.unflatten_module(IMAGE, _unflattened("C", (2, 2))), "a named axis"),
-    (lambda: layouts.interpolate(None, scale_factor=2), KNOWN),
-    (lambda: layouts.roll(IMAGE, 1), "all axes are rolled as one"),
-    (lambda: layouts.roll(None, 1, 2), KNOWN),
-    (lambda: pools.mean(None, 1), RANK),
-    (lambda: pools.mean(IMAGE), RANK),
-    (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(2)), RANK),
-    (lambda: pools.adaptive_mean_module(ROWS, nn.AdaptiveAvgPool2d(2)), RANK),
-    (lambda: pools.mean_of_windows_module(named("x", 5), nn.AvgPool2d(2, ceil_mode=True)), RANK),
-    (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, 1)), "zeros around the image are averaged too"),
-    (
-        lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, divisor_override=5)),
-        "zeros around the image are averaged too",
-    ),
-    (
-        lambda: pools.average_pool_module(X, nn.AvgPool2d(3, 2, ceil_mode=True)),
-        "ceil_mode averages over windows that stick out",
-    ),
-    (
-        lambda: pools.average_pool_module(X, nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
-        "count_include_pad=False divides by less at the border",
-    ),
-    (
-        lambda: pools.average_pool_module(X, nn.AvgPool2d(2.5)),  # type: ignore[arg-type]
-        "a pooling window that depends on the input's size",
-    ),
-]
-
-
-@pytest.mark.parametrize(("rule", "reason"), REASONS)
-def test_what_a_rule_refuses(rule: Callable[[], Any], reason: str) -> None:
-    with pytest.raises(Inexact) as refused:
-        rule()
-    assert str(refused.value) == reason
