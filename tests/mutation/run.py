@@ -38,8 +38,9 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fil
     "rules": (
         tuple(f"rules/{name}" for name in RULES),
         (
-            *("test_operators", "test_rules", "test_rewrites", "test_facts", "test_sizes_as_arguments", "test_report"),
-            *("test_testing", "test_trial", "test_tuples", "test_compiler", "fuzz/test_fuzz", "blocks"),
+            *("test_refusals", "test_rule_calls", "test_channels", "test_layouts", "test_ruleset", "test_known"),
+            *("test_operators", "test_rules", "test_rewrites", "test_sizes_as_arguments", "test_report"),
+            *("test_testing", "test_trial", "test_tuples", "test_floats", "test_numbers"),
         ),
     ),
 }
