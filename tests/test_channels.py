@@ -84,6 +84,15 @@ def test_what_a_rule_picks(rule: Rule, function: Callable[[Tensor], Tensor], sta
     assert_equal(apply(found if isinstance(found, Affine) else found.placed(2, 5), image), function(image))
 
 
+@pytest.mark.parametrize("entry", [ALL, slice(0, None), slice(None, None, 1), slice(0, None, 1)])
+def test_all_of_what_nobody_knows(entry: slice) -> None:
+    assert channels.getitem(Uniform(), (ALL, entry), None).is_identity
+
+
+def test_all_of_what_is_known() -> None:
+    assert channels.getitem(Affine.identity(5, 2), (ALL, ALL, slice(0, 6)), SHAPE).pointwise
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(("place", "value"), PUTS)
 def test_what_a_rule_overwrites(place: slice, value: Callable[[Tensor], Tensor], start: Map) -> None:

@@ -22,7 +22,6 @@ from repcompile.facts import Fact, affine_facts
 from repcompile.fold import apply
 from repcompile.modules import BorderConv, ChannelAffine, put
 from repcompile.rules import CONV, DEFAULT, NORM, RuleSet, affine_rule
-from repcompile.shapes import Size
 from repcompile.testing import randomize
 from repcompile.testing.strategies import normal
 from tests.claims import mapped
@@ -376,22 +375,6 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "a third part of two": (lambda m, x: x.split(2, 1)[-1] + x.chunk(9, 1)[-1], "cannot|summands|channels|differ"),
 }
-
-
-IDENTITY = Affine.identity(4, 2)
-
-
-@pytest.mark.parametrize(
-    ("target", "args", "reason"),
-    [
-        (operator.matmul, (IDENTITY, IDENTITY), "a product of two values that depend on the input is not affine"),
-        (operator.add, (1.0, 2.0), "none of the operands depends on an input"),
-        (torch.split, (IDENTITY, 2, 1, tuple(map(Size, (2, 4, 7, 8))), 7), "part 7 of 2"),
-    ],
-)
-def test_what_a_rule_says_no_to(target: Any, args: tuple[Any, ...], reason: str) -> None:
-    with pytest.raises(Inexact, match=reason):
-        DEFAULT.tables["affine"][target](*args)
 
 
 @pytest.mark.parametrize("name", REFUSED)
