@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from repcompile.canonicalize import canonicalize
 from repcompile.capture import capture
 from repcompile.execute import execute
 from repcompile.facts import affine_facts
-from repcompile.rules import DEFAULT
+from repcompile.rules import DEFAULT, channels
 from repcompile.rules import layout as layouts
 from repcompile.rules import pool as pools
-from repcompile.shapes import Layout, named
+from repcompile.shapes import Layout, Shape, Size, named, unknown
 from tests.claims import untrue_maps
 from tests.test_hostile import Net, conv, image, made, norm
 
@@ -113,7 +114,13 @@ def test_what_moves_positions_alike_is_one_map(first: Move, second: Move, alike:
 
     sized: whether the size of the result is known; where it is not, nobody knows that two are of one size.
     """
-    net = Net(lambda m, x: first(m.point(x)) + second(m.norm(x)), point=conv(size=1), norm=norm())
+    modules = {name: move for name, move in (("first", first), ("second", second)) if isinstance(move, nn.Module)}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        moves = (getattr(m, name, move) for name, move in (("first", first), ("second", second)))
+        return next(moves)(m.point(x)) + next(moves)(m.norm(x))
+
+    net = Net(forward, point=conv(size=1), norm=norm(), **modules)
     inputs = (image(2, 4, 12, 12),)
     for known in (False, True):
         captured = canonicalize(capture(made(lambda: net), DEFAULT.module_classes, inputs))
@@ -127,29 +134,85 @@ def test_what_moves_positions_alike_is_one_map(first: Move, second: Move, alike:
 # -- prices ------------------------------------------------------------------------------------------------------------
 
 IMAGE, SIGNAL = named("x", 4), named("x", 3)
-SCALES: list[tuple[Layout, float]] = [
-    (layouts.interpolate(IMAGE, scale_factor=2), 4.0),
-    (layouts.interpolate(IMAGE, None, (2.0, 0.5)), 1.0),
-    (layouts.interpolate(IMAGE, None, (3, 2)), 6.0),
-    (layouts.interpolate(SIGNAL, scale_factor=3), 3.0),
-    (layouts.interpolate(IMAGE, 8), 1.0),
-    (layouts.interpolate(IMAGE, 8, 2), 1.0),
-    (layouts.roll(IMAGE, 1, 2), 1.0),
-    (layouts.permute(IMAGE, 0, 2, 3, 1), 1.0),
-    (layouts.flatten(IMAGE, 2), 1.0),
-    (pools.mean(IMAGE, (2, 3)), 1 / pools.POSITIONS),
-    (pools.mean(IMAGE, (2, 3), True), 1 / pools.POSITIONS),
-    (pools.mean(SIGNAL, 2), 1 / 16),
-    (pools.mean(IMAGE, -1, True), 1 / 16),
-    (pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(1)), 1 / pools.POSITIONS),
-    (pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(7)), 1.0),
-    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, ceil_mode=True)), 1 / 4),
-    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, ceil_mode=True)), 1 / 9),
-    (pools.mean_of_windows_module(IMAGE, nn.AvgPool2d((3, 2))), 1 / 6),
-    (pools.mean_of_windows_module(SIGNAL, nn.AvgPool1d(3, 2, ceil_mode=True)), 1 / 2),
+SCALES: list[tuple[Callable[[], Layout], float]] = [
+    (lambda: layouts.interpolate(IMAGE, scale_factor=2), 4.0),
+    (lambda: layouts.interpolate(IMAGE, None, (2.0, 0.5)), 1.0),
+    (lambda: layouts.interpolate(IMAGE, None, (3, 2)), 6.0),
+    (lambda: layouts.interpolate(SIGNAL, scale_factor=3), 3.0),
+    (lambda: layouts.interpolate(IMAGE, 8), 1.0),
+    (lambda: layouts.interpolate(IMAGE, 8, 2), 1.0),
+    (lambda: layouts.roll(IMAGE, 1, 2), 1.0),
+    (lambda: layouts.permute(IMAGE, 0, 2, 3, 1), 1.0),
+    (lambda: layouts.flatten(IMAGE, 2), 1.0),
+    (lambda: pools.mean(IMAGE, (2, 3)), 1 / pools.POSITIONS),
+    (lambda: pools.mean(IMAGE, (2, 3), True), 1 / pools.POSITIONS),
+    (lambda: pools.mean(SIGNAL, 2), 1 / 16),
+    (lambda: pools.mean(IMAGE, -1, True), 1 / 16),
+    (lambda: pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(1)), 1 / pools.POSITIONS),
+    (lambda: pools.adaptive_mean_module(IMAGE, nn.AdaptiveAvgPool2d(7)), 1.0),
+    (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, ceil_mode=True)), 1 / 4),
+    (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, ceil_mode=True)), 1 / 9),
+    (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d((3, 2))), 1 / 6),
+    (lambda: pools.mean_of_windows_module(SIGNAL, nn.AvgPool1d(3, 2, ceil_mode=True)), 1 / 2),
 ]
 
 
-@pytest.mark.parametrize(("found", "expected"), SCALES)
-def test_how_many_positions_a_price_takes_it_for(found: Layout, expected: float) -> None:
-    assert found.scale == pytest.approx(expected)
+@pytest.mark.parametrize(("rule", "expected"), SCALES)
+def test_how_many_positions_a_price_takes_it_for(rule: Callable[[], Layout], expected: float) -> None:
+    assert rule().scale == pytest.approx(expected)
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------
+
+SIZED = (*named("x", 1), Size(4), Size(4), Size(6))
+LAYOUTS: list[tuple[Shape, Callable[[Shape], Layout]]] = [
+    *((shape, lambda shape: layouts.interpolate(shape, scale_factor=2, owner="y")) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: layouts.roll(shape, 1, -1)) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: layouts.transpose(shape, 1, 2)) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: layouts.flatten(shape, 1)) for shape in (IMAGE, SIGNAL, SIZED)),
+    *((shape, lambda shape: layouts.unsqueeze(shape, -1)) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: pools.mean(shape, (1, 2))) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: pools.mean(shape, -1, True)) for shape in (IMAGE, SIGNAL)),
+    *((shape, lambda shape: channels.channel_shuffle(shape, 2)) for shape in (SIZED, SIZED[:3])),
+    (SIZED, lambda shape: channels.pixel_shuffle(shape, 2)),
+    (SIZED, lambda shape: channels.pixel_unshuffle(shape, 2)),
+    (IMAGE, lambda shape: channels.pixel_unshuffle(shape, 2)),
+    (SIZED, lambda shape: layouts.unflatten(shape, 1, (2, -1))),
+    (SIZED, lambda shape: layouts.reshape(shape, -1, 4, 24)),
+    (named("x", 1), lambda shape: layouts.permute(shape, 0)),
+    (IMAGE, lambda shape: layouts.permute(shape, (0, 2, 3, 1))),
+    *((shape, lambda shape: pools.adaptive_mean_module(shape, nn.AdaptiveAvgPool2d(2))) for shape in (IMAGE, SIGNAL)),
+    *(
+        (shape, lambda shape: pools.mean_of_windows_module(shape, nn.AvgPool2d(2, ceil_mode=True), owner="y"))
+        for shape in (IMAGE, SIGNAL)
+    ),
+]
+
+
+@pytest.mark.parametrize(("shape", "rule"), LAYOUTS)
+def test_where_each_axis_went(shape: Shape, rule: Callable[[Shape], Layout]) -> None:
+    layout = rule(shape)
+    assert len(layout.carry) == len(shape)
+    for axis, place in enumerate(layout.carry):
+        assert place is None or layout.shape[place] == shape[axis]
+
+
+def test_sizes_that_nobody_knows_are_the_operators_own() -> None:
+    for layout in (
+        layouts.interpolate(IMAGE, 7, owner="y"),
+        layouts.upsample_module(IMAGE, nn.Upsample(size=7), owner="y"),
+        layouts.upsample_module(IMAGE, nn.Upsample(scale_factor=1.5), owner="y"),
+        pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(2, ceil_mode=True), owner="y"),
+    ):
+        assert layout.shape == (*IMAGE[:2], unknown("y", 2), unknown("y", 3))
+    assert layouts.interpolate(IMAGE, scale_factor=1, owner="y").shape == IMAGE
+    assert channels.pixel_unshuffle(SIZED, 2).name == ""
+    assert channels.pixel_unshuffle(IMAGE, 2).name
+
+
+def test_which_sizes_an_operator_names() -> None:
+    assert layouts.reshape(SIZED, 4, -1, 24, owner="y").fixed == (0, 2)
+    assert layouts.reshape_as(SIZED, None, shapes=[SIZED, SIZED]).fixed == (0, 1, 2, 3)
+    assert layouts.unflatten(SIZED, 1, (2, -1)).fixed == (1,)
+    assert layouts.unflatten_module(SIZED, nn.Unflatten(1, (-1, 2))).fixed == (2,)
+    assert not any(layout.fixed for layout in (layouts.flatten(SIZED, 1), layouts.permute(SIZED, 0, 2, 3, 1)))

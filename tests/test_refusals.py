@@ -71,6 +71,7 @@ REASONS: list[tuple[Callable[[], Any], str]] = [
     (lambda: pools.mean(None, 1), RANK),
     (lambda: pools.mean(IMAGE), RANK),
     (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(2)), RANK),
+    (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(1)), RANK),
     (lambda: pools.adaptive_mean_module(ROWS, nn.AdaptiveAvgPool2d(2)), RANK),
     (lambda: pools.mean_of_windows_module(named("x", 5), nn.AvgPool2d(2, ceil_mode=True)), RANK),
     (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, 2, 1)), "zeros around the image are averaged too"),

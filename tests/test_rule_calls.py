@@ -123,6 +123,12 @@ def test_a_rule_of_rows(rule: Rule, function: Callable[[Tensor], Tensor], start:
     assert_close(_applied(rule(start, TOKENS), image, -1), function(image))
 
 
+def test_a_norm_behind_a_map_that_knows_its_axes() -> None:
+    image = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    x = norm.batch_norm(Affine.identity(4, 2), MEAN, VAR)
+    assert_close(_applied(x, image, 2), F.batch_norm(image, MEAN, VAR))
+
+
 def test_one_number_for_all_rows() -> None:
     image = torch.randn(2, 5, 4, dtype=torch.float64)
     assert_close(_applied(pointwise.mul(Affine.identity(4, 0), c(ONE), TOKENS), image, -1), image * ONE)

@@ -161,3 +161,13 @@ def test_a_maximum_over_windows_changes_its_positions(n_axes: int, batch: int) -
     assert rule(None, 2, owner="y") is None
     assert rule(named("x", n_axes), 2, owner="y") is None
     assert rule(named("x", n_axes + 3), 2, owner="y") is None
+
+
+@pytest.mark.parametrize("n_axes", [1, 2, 3])
+def test_means_take_what_their_kernels_take(n_axes: int) -> None:
+    mean: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n_axes - 1]
+    adaptive: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[n_axes - 1]
+    tables = DEFAULT.tables
+    assert (tables["affine"][mean].dtype, tables["affine"][mean].word) == ("same", "pool")
+    assert tables["layout"][mean].dtype == "same"
+    assert tables["layout"][adaptive].dtype == "floating"

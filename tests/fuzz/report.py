@@ -93,19 +93,24 @@ def _add(tally: Tally, seed: int) -> None:
 
 
 def run(seed: int, programs: int, seconds: float, workers: int) -> Tally:
-    """The figures of programs from `seed` on, as many as asked, or as there is time for."""
-    end = time.time() + seconds
-    batches = [range(start, min(start + BATCH, seed + programs)) for start in range(seed, seed + programs, BATCH)]
-    tally = Tally()
+    """The figures of programs from `seed` on, as many as asked, or as there is time for.
+
+    What torch itself refuses does not count: others are drawn in its place.
+    """
+    end, tally = time.time() + seconds, Tally()
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
-        for part in pool.imap_unordered(partial(tally_of, end=end), batches):
-            tally.add(part)
-            for seed, text in part.failures:
-                print(f"\nseed {seed}: {text}")
-            print(f"\r{tally.programs} programs, {len(tally.failures)} failures", end="", flush=True)
-            if time.time() > end:
-                break
+        while tally.programs < programs and time.time() < end:
+            last = seed + programs - tally.programs
+            batches = [range(start, min(start + BATCH, last)) for start in range(seed, last, BATCH)]
+            seed = last
+            for part in pool.imap_unordered(partial(tally_of, end=end), batches):
+                tally.add(part)
+                for failed, text in part.failures:
+                    print(f"\nseed {failed}: {text}")
+                print(f"\r{tally.programs} programs, {len(tally.failures)} failures", end="", flush=True)
+                if time.time() > end:
+                    break
     print()
     return tally
 
