@@ -319,16 +319,20 @@ class Affine:
     @property
     def crops_and_pads(self) -> bool:
         """Whether it crops along one axis and pads along another, both sides alike: as transposed convolutions may."""
-        alike = all(axis.stride == axis.up == 1 and axis.lo == axis.hi <= axis.span for axis in self.axes)
         sides = [axis.lo for axis in self.axes] or [0]
-        return alike and self.mode == "zeros" and min(sides) < 0 < max(sides)
+        return self._pads_as_transposed and min(sides) < 0 < max(sides)
 
     @property
     def widens(self) -> bool:
         """Whether it returns more positions than it gets, as a transposed convolution that pads both sides alike."""
-        alike = all(axis.stride == axis.up == 1 and 0 <= axis.lo == axis.hi <= axis.span for axis in self.axes)
         growths = [axis.growth for axis in self.axes] or [0]
-        return alike and self.mode == "zeros" and min(growths) >= 0 and max(growths) > 0
+        return self._pads_as_transposed and min(growths) >= 0 and max(growths) > 0
+
+    @property
+    def _pads_as_transposed(self) -> bool:
+        """Whether it goes step by step and has zeros on both sides alike, no more than its window reaches."""
+        alike = all(axis.stride == axis.up == 1 and axis.lo == axis.hi <= axis.span for axis in self.axes)
+        return alike and self.mode == "zeros"
 
     @property
     def spreads(self) -> bool:
