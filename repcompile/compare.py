@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def compare(got: Tensor, expected: Tensor, bound: float | Tensor) -> Check:
             bound = torch.where(bound.isfinite(), bound, 0.0)
         share = (difference / bound).nan_to_num_(nan=0.0, posinf=float("inf"))
     worst = int(share.argmax())
-    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), difference.shape))
+    place = tuple(map(int, np.unravel_index(worst, difference.shape)))
     limit = bound.flatten()[worst].item() if isinstance(bound, Tensor) else bound
     return Check(difference.flatten()[worst].item(), largest_finite(expected), limit, place)
 

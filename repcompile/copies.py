@@ -40,6 +40,9 @@ def structure_of(module: M) -> M:
     """A copy of the modules that shares every tensor."""
     tensors = (*module.parameters(), *module.buffers(), *_computed(module))
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    for part in module.modules():
+        tables = (part._parameters, part._buffers)
+        memo.update({id(table): table.copy() for table in tables if type(table) in (dict, OrderedDict)})
     _copy_empty_tables(module, memo)
     return copy.deepcopy(module, memo)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ class Factories(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        frame = inspect.currentframe()
-        self._tracer.settled(frame.f_back if frame else None)
+        self._tracer.settled(sys._getframe(1))
         if func in _DRAWS or (func in FILLS and tracer_of((args, kwargs)) is not None):
             return self._tracer.create_proxy("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")

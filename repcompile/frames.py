@@ -11,17 +11,15 @@ from types import CodeType, FrameType
 NEUTRAL = ("CACHE", "KW_NAMES", "RESUME", "EXTENDED_ARG", "NOP")
 
 
-def unpacked(frame: FrameType | None) -> int | None:
+def unpacked(frame: FrameType) -> int | None:
     """Number of names that the running instruction of `frame` unpacks to, None if it does something else."""
-    if frame is None:
-        return None
     code, last = frame.f_code.co_code, frame.f_lasti
     return code[last + 1] if dis.opname[code[last]] == "UNPACK_SEQUENCE" else None
 
 
-def reads(frame: FrameType | None, name: str) -> bool:
+def reads(frame: FrameType, name: str) -> bool:
     """Whether the running instruction of `frame` is `x.name`, which is no call, where nobody would catch an error."""
-    if frame is None or getattr(frame.f_code, "co_exceptiontable", b""):
+    if getattr(frame.f_code, "co_exceptiontable", b""):
         return False
     instructions, places = _instructions(frame.f_code)
     if any(instruction.opname.startswith("SETUP_") for instruction in instructions):  # Python 3.10, without a table
@@ -30,13 +28,11 @@ def reads(frame: FrameType | None, name: str) -> bool:
     return place is not None and (instructions[place].opname, instructions[place].argrepr) == ("LOAD_ATTR", name)
 
 
-def callee(frame: FrameType | None) -> str | None:
+def callee(frame: FrameType) -> str | None:
     """The last name of what the running instruction of `frame` calls: "" if it calls nothing, None if nobody knows.
 
     It is "isinstance" for every name of that function.
     """
-    if frame is None:
-        return None
     instructions, places = _instructions(frame.f_code)
     place = places.get(frame.f_lasti)
     if place is None or not instructions[place].opname.startswith(("CALL", "PRECALL")):
@@ -47,12 +43,10 @@ def callee(frame: FrameType | None) -> str | None:
     return "isinstance" if meaning is isinstance else name
 
 
-def told(frame: FrameType | None) -> str | None:
+def told(frame: FrameType) -> str | None:
     """The last name of what is called with the text that the running instruction of `frame` formats, "raise" if it is
     raised; None if it becomes something else, or if nobody knows.
     """
-    if frame is None:
-        return None
     instructions, places = _instructions(frame.f_code)
     depth = 0
     for place in range(places[frame.f_lasti] + 1, len(instructions)):

@@ -59,7 +59,7 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
     if type(value) in PLAIN:
         return value
     if is_empty_table(value):
-        return identity(value), {}
+        return identity(value), None
     if isinstance(value, Value):
         return id(value)
     if isinstance(value, PLAIN):

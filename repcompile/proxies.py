@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -50,8 +50,7 @@ class Value:
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tracer = tracer_of((args, kwargs))
-        frame = inspect.currentframe()
-        tracer.settled(frame.f_back if frame else None)
+        tracer.settled(sys._getframe(1))
         if isinstance(function, torch._C.ScriptMethod):
             raise tracer.refusal("calls a scripted method")
         if is_tensor_method_or_property(function):
@@ -61,8 +60,7 @@ class Value:
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What `isinstance` is told of sizes and the like; the class of others only the run will know."""
-        frame = inspect.currentframe()
-        asking = _asking(frame.f_back if frame else None)
+        asking = _asking(sys._getframe(1))
         if asking not in ("isinstance", "", None):
             return type(self)
         known = None if asking is None else _class_of(self.node)
@@ -72,8 +70,7 @@ class Value:
 
     def __hash__(self) -> int:
         """Equal values are one key, and which are equal only the run will know."""
-        frame = inspect.currentframe()
-        if not _is_inside(frame.f_back if frame else None):
+        if not _is_inside(sys._getframe(1)):
             raise self.tracer.refusal("looks up a value that only the run will know")
         return object.__hash__(self)
 
@@ -90,8 +87,7 @@ class Value:
 
     def __iter__(self) -> Iterator[Any]:
         """Unpacking (`b, c, h, w = x.shape`) is known by its instruction; any other iteration needs the values."""
-        frame = inspect.currentframe()
-        count = unpacked(frame.f_back if frame else None)
+        count = unpacked(sys._getframe(1))
         if count is None:
             raise self.tracer.refusal("iterates over a value that only the run will know")
         self.node.meta["unpacked"] = count
@@ -99,8 +95,7 @@ class Value:
 
     def __index__(self) -> int:
         """torch asks for it before it hands a call over to `__torch_function__`: that is no question of the user's."""
-        frame = inspect.currentframe()
-        self.tracer.probed(frame.f_back if frame else None)
+        self.tracer.probed(sys._getframe(1))
         raise self.tracer.refusal("needs the number of a value that only the run will know")
 
     def __repr__(self) -> str:
@@ -112,8 +107,7 @@ class Value:
         return UnknownText(f"{root.node.op} {root.node.target} {name}", self.tracer)
 
     def __format__(self, specification: str) -> str:
-        frame = inspect.currentframe()
-        told_to = told(frame.f_back if frame else None)
+        told_to = told(sys._getframe(1))
         if told_to is None or not (told_to in MESSAGES or told_to.endswith(RAISED)):  # a key, perhaps
             raise self.tracer.refusal("needs the text of a value that only the run will know")
         return f"<{vars(self).get('name', 'value')}>"  # in messages, which nobody branches on
@@ -151,8 +145,7 @@ class TensorValue(Value):
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What `isinstance` is told; torch's own functions in C++ would take it for memory of theirs, and crash."""
-        frame = inspect.currentframe()
-        asking = callee(frame.f_back if frame else None)
+        asking = callee(sys._getframe(1))
         if asking is None:
             raise self.tracer.refusal("asks in a roundabout way whether a value is a tensor")
         self._note()
@@ -162,8 +155,7 @@ class TensorValue(Value):
         if name == "_is_param" or name.startswith("__") or not hasattr(Tensor, name):
             self._note()
             raise AttributeError(name)  # the first is what `isinstance(x, nn.Parameter)` asks
-        frame = inspect.currentframe()
-        if callee(frame.f_back if frame else None) in ("hasattr", "getattr"):
+        if callee(sys._getframe(1)) in ("hasattr", "getattr"):
             self._note()
         return Attribute(self, name)
 
@@ -179,16 +171,14 @@ class ResultValue(TensorValue):
     def __getattr__(self, name: str) -> Any:
         if name == "_is_param" or name.startswith("__") or hasattr(Tensor, name):
             return super().__getattr__(name)
-        frame = inspect.currentframe()
-        if not reads(frame.f_back if frame else None, name):
+        if not reads(sys._getframe(1), name):
             raise self.tracer.refusal(f"asks whether what a module that stays Python returns has .{name}")
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        frame = inspect.currentframe()
-        asking = frame.f_back if frame else None
-        if asking is not None and asking.f_code.co_filename.startswith(FX):
+        asking = sys._getframe(1)
+        if asking.f_code.co_filename.startswith(FX):
             return type(self)
         if callee(asking) in ("isinstance", "", None):
             raise self.tracer.refusal("asks for the class of what a module that stays Python returns")
@@ -245,13 +235,13 @@ class ConstantValue(TensorValue):
         return bool(self._tensor.is_floating_point())
 
 
-def _asking(frame: FrameType | None) -> str | None:
+def _asking(frame: FrameType) -> str | None:
     """Whom the running instruction of `frame` calls, as `callee` has it; ours and torch.fx ask for no user."""
     return OURS if _is_inside(frame) else callee(frame)
 
 
-def _is_inside(frame: FrameType | None) -> bool:
-    return frame is not None and frame.f_code.co_filename.startswith((FX, OURS))
+def _is_inside(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith((FX, OURS))
 
 
 def _class_of(node: Any) -> type | None:

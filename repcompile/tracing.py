@@ -133,7 +133,7 @@ class _Tracer(fx.Tracer):
         self._kept: list[Tensor] = []
         self._numbers: set[fx.Node] = set()
         self._refused = 0
-        self._probes: list[tuple[int, int]] = []
+        self._probes: list[tuple[FrameType, int]] = []
         self._context = _context()
         for path, module in list(shell.named_modules()):
             self._prepare(module, path)
@@ -193,14 +193,13 @@ class _Tracer(fx.Tracer):
         self._refused += 1
         return TraceError(reason)
 
-    def probed(self, frame: FrameType | None) -> None:
+    def probed(self, frame: FrameType) -> None:
         """`frame` asked for a number; if torch asked for it, the call will be recorded, and `settled`."""
-        if frame is not None:
-            self._probes.append((id(frame), frame.f_lasti))
+        self._probes.append((frame, frame.f_lasti))
 
-    def settled(self, frame: FrameType | None) -> None:
+    def settled(self, frame: FrameType) -> None:
         """What `frame` asked was torch's way of finding out that the call has to be recorded."""
-        place = (id(frame), frame.f_lasti if frame else 0)
+        place = (frame, frame.f_lasti)
         self._refused -= self._probes.count(place)
         self._probes = [other for other in self._probes if other != place]
 
