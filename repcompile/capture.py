@@ -27,7 +27,7 @@ from repcompile.questions import asks_for_none
 from repcompile.selection import NOTHING, SKIPPED, Selection
 from repcompile.spelling import respell
 from repcompile.statements import KeptStatement
-from repcompile.tracing import KEPT, trace
+from repcompile.tracing import KEPT, recorded, trace
 from repcompile.wrappers import entry, own_call
 
 
@@ -106,12 +106,14 @@ def capture(
     example_inputs: Sequence[Any] | None = None,
     selection: Selection = NOTHING,
     arguments: Arguments | None = None,
+    made: bool = False,
 ) -> Captured:
     """The graph of `model`.
 
     leaves: classes that stay one node although their `forward` could be traced, because a rule knows them.
     example_inputs: the way in which it is called; without, every argument that has a default keeps it.
     selection: modules that stay one node, because the caller said so.  arguments: the way itself, where it is known.
+    made: whether the compiler has just made the model, so that its graph is what it runs.
     Raises ModelError if `model` is not an nn.Module in eval mode or cannot be copied, Untraceable if its own forward
     cannot be traced.
     """
@@ -125,7 +127,8 @@ def capture(
     opaque = dict.fromkeys(selection.whole, SKIPPED)
     while True:  # ends: every round makes one more module a leaf
         try:
-            traced = trace(model, arguments, leaves, opaque)
+            ready = recorded(model, leaves) if made and not opaque and isinstance(model, fx.GraphModule) else None
+            traced = ready or trace(model, arguments, leaves, opaque)
             respell(traced.graph)
             classes = _classes(traced.graph, modules, {**_unknown(opaque, modules), **traced.failures})
             drop_names(traced.graph, modules, classes, selection.kept)

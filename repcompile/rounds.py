@@ -152,7 +152,7 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
 def _promises_more(module: nn.Module, inputs: Inputs | None, settings: Settings) -> bool:
     """Whether one more round would choose any region, or order a sum anew: no weight is read to see it."""
     try:
-        captured = canonicalize(capture(module, settings.rules.module_classes, inputs, settings.selection))
+        captured = canonicalize(capture(module, settings.rules.module_classes, inputs, settings.selection, made=True))
         known = {} if inputs is None or hooked(module) else execute(captured, inputs)[1]
     except Exception:  # noqa: BLE001 - what this round made does not run: whoever compares it says so
         return False

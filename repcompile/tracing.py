@@ -85,6 +85,23 @@ def trace(
     return Traced(tracer.graph, constants, tracer.failures, tracer.statements, frozenset(tracer.asked))
 
 
+def recorded(module: fx.GraphModule, leaves: tuple[type[nn.Module], ...]) -> Traced | None:
+    """What `trace` would find in a module whose graph is what it runs; None if it calls what has to be traced too."""
+    graph, constants = fx.Graph(), dict[str, Tensor]()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        node.meta = {"path": ""}
+        if node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            if not _is_leaf(called, leaves) or hooked(called) or own_call(called):
+                return None
+            node.meta["path"] = node.target
+        elif node.op == "get_attr":
+            constants[str(node.target)] = operator.attrgetter(str(node.target))(module)
+            node.meta["path"] = str(node.target).rpartition(".")[0]
+    return Traced(graph, constants, {}, {}, frozenset())
+
+
 def _originals(shell: nn.Module, model: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
     """id of a tensor in the copy that no module registers -> (the model's, that one, so that no other gets its id)"""
     pairs = zip(shell.modules(), model.modules(), strict=False)  # a __deepcopy__ of the user's may leave parts out
@@ -269,7 +286,7 @@ class _Tracer(fx.Tracer):
     def _prepare(self, module: nn.Module, path: str) -> None:
         """Give the instance a forward that records."""
         has_hooks, overridden = hooked(module) and path != "", own_call(module)
-        leaf = has_hooks or (path != "" and (path in self._opaque or self._is_leaf(module)))
+        leaf = has_hooks or (path != "" and (path in self._opaque or _is_leaf(module, self._leaves)))
         if has_hooks:
             self.failures[path] = "it has hooks, which see its inputs and outputs"
         elif leaf and isinstance(module, torch.jit.ScriptModule):
@@ -285,19 +302,13 @@ class _Tracer(fx.Tracer):
         if leaf and overridden:
             call = self._refusing(f"calls {path}, which stays Python and has a __call__ of its own")
         attributes = vars(module)
-        attributes.update({name: {} for name in HOOKS})
+        attributes.update({name: {} for name in HOOKS if attributes.get(name) != {}})
         attributes["_compiled_call_impl"] = call
         attributes["forward"] = self._refusing("calls forward by name, past the hooks") if has_hooks else call
         attributes["_parameters"] = _Tensors(module._parameters, self)
         attributes["_buffers"] = _Tensors(module._buffers, self)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             attributes["_check_input_dim"] = lambda x: None  # asks for the rank, and computes nothing
-
-    def _is_leaf(self, module: nn.Module) -> bool:
-        if type(module) in self._leaves and not weight_hooks(module):
-            return True
-        cls = torch_class(module)
-        return isinstance(module, torch.jit.ScriptModule) or (cls is not None and not issubclass(cls, CONTAINERS))
 
     def _refusing(self, reason: str) -> Callable[..., Any]:
         def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -364,6 +375,13 @@ class _Tracer(fx.Tracer):
             if node.op == "get_attr":
                 del self._made[str(node.target)], self.constants[str(node.target)]
             self.graph.erase_node(node)
+
+
+def _is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...]) -> bool:
+    if type(module) in leaves and not weight_hooks(module):
+        return True
+    cls = torch_class(module)
+    return isinstance(module, torch.jit.ScriptModule) or (cls is not None and not issubclass(cls, CONTAINERS))
 
 
 def _has_parts(node: fx.Node) -> bool:

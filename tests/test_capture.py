@@ -18,7 +18,13 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import _pytree as pytree
 
 from repcompile import ModelError, fuse
-from repcompile.capture import capture
+from repcompile.capture import Captured, capture
+from repcompile.defaults import Specialized
+from repcompile.graphs import Fused
+from repcompile.rules import DEFAULT
+from repcompile.tracing import trace
+from tests.fuzz.build import build
+from tests.fuzz.generate import generate
 from tests.test_hostile import (
     Net,
     NetOfTwo,
@@ -634,3 +640,34 @@ def test_deeply_nested_modules(depth: int) -> None:
         return model
 
     check(made(build), *images(), operators=1)
+
+
+# -- what the compiler has made itself ---------------------------------------------------------------------------------
+
+
+def operators_of(captured: Captured) -> list[Any]:
+    place = {node: index for index, node in enumerate(captured.graph.nodes)}
+    return [
+        (node.op, node.target, node.meta["path"], [place[operand] for operand in node.all_input_nodes])
+        for node in place
+    ]
+
+
+def test_what_was_made_is_captured_without_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [fuse(build(generate(seed)).eval()) for seed in range(40)]
+    models = [model for model in models if isinstance(model, Fused) and not isinstance(model, Specialized)]
+    traced = [capture(model, DEFAULT.module_classes) for model in models]
+    runs: list[nn.Module] = []
+
+    def counting(model: nn.Module, *args: Any) -> Any:
+        runs.append(model)
+        return trace(model, *args)
+
+    monkeypatch.setattr("repcompile.capture.trace", counting)
+    for model, expected in zip(models, traced, strict=True):
+        captured = capture(model, DEFAULT.module_classes, made=True)
+        assert operators_of(captured) == operators_of(expected)
+        for name in ("constants", "modules", "opaque", "classes", "transient", "fixed", "written", "arguments"):
+            assert getattr(captured, name) == getattr(expected, name), name
+    assert len(models) > 30
+    assert len(runs) < len(models) // 4
