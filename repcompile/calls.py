@@ -145,7 +145,7 @@ def _varied(call: Call) -> Iterator[Call]:
 
     def grown(x: Tensor) -> Tensor:
         sides = range(x.dim() - 2, x.dim()) if x.dim() >= 4 else ()
-        for side, step in zip(sides, STEPS, strict=False):
+        for side, step in zip(sides if x.numel() else (), STEPS, strict=False):
             ahead = torch.arange(x.shape[side] + step, device=x.device) % x.shape[side]
             x = x.index_select(side, ahead)
         return x

@@ -299,10 +299,12 @@ class _Interpreter:
         if shape is None and self._rules.on_trial(rule):  # nothing to compare it with
             return None
         args, kwargs = self._arguments(node, None)
-        options = self._extras(node, rule, values)
+        options = {**kwargs, **self._extras(node, rule, values)}
+        if not rule.accepts((shape, *args[1:]), options):
+            return None
         try:
-            return rule(shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(kwargs), **options)
-        except (Inexact, TypeError):  # called in a way that the rule does not know
+            return self._answer(node, rule, shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(options))
+        except Inexact:
             return None
 
     def _extras(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> dict[str, Any]:
@@ -335,12 +337,9 @@ class _Interpreter:
         if not rule.accepts((shape, *args[1:]), options):
             return None
         try:
-            layout: Layout = rule(shape, *self._resolved_shapes(args[1:], rule), **self._resolved_sizes(options))
+            sizes = self._resolved_shapes(args[1:], rule)
+            layout: Layout = self._answer(node, rule, shape, *sizes, **self._resolved_sizes(options))
         except Inexact:
-            return None
-        except TypeError:
-            if not self._takes_size(node):
-                raise
             return None
         if shape is None:
             self._shapes[node] = layout.shape
@@ -402,17 +401,7 @@ class _Interpreter:
         if not rule.accepts(args, kwargs):
             raise Inexact("it is called with arguments that its rule does not know")
         args, kwargs = self._resolved(args, maps), self._resolved(kwargs, maps)
-        try:
-            result = rule(*args, **kwargs)
-        except RepcompileError:
-            raise
-        except Exception as error:
-            if isinstance(error, TypeError) and self._takes_size(call):
-                raise Inexact(BY_SIZE) from error
-            if not self._rules.on_trial(rule):  # the model runs
-                raise Inexact(f"{UNPREPARED} {type(error).__name__}") from error
-            reason = f"{type(error).__name__}: {error}"
-            raise RuleError(f"rule {rule.name!r} failed on {called(node, self._captured)}: {reason}") from error
+        result = self._answer(call, rule, *args, **kwargs)
         if call.op == "call_module" and self._rules.on_trial(rule):
             self._require_untouched(rule, call, args[-1])
         if not isinstance(result, Affine | Uniform):
@@ -421,6 +410,23 @@ class _Interpreter:
         if isinstance(result, Affine) and self._takes_size(call) and any(map(_by_size, result.axes)):
             raise Inexact(BY_SIZE)
         return result
+
+    def _answer(self, call: fx.Node, rule: Rule, *args: Any, **kwargs: Any) -> Any:
+        """What the rule says of a call.
+
+        Raises Inexact, of its own or because it fails on what runs; RuleError if it is on trial and fails.
+        """
+        try:
+            return rule(*args, **kwargs)
+        except RepcompileError:
+            raise
+        except Exception as error:
+            if isinstance(error, TypeError) and self._takes_size(call):
+                raise Inexact(BY_SIZE) from error
+            if not self._rules.on_trial(rule):  # the model runs
+                raise Inexact(f"{UNPREPARED} {type(error).__name__}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise RuleError(f"rule {rule.name!r} failed on {called(call, self._captured)}: {reason}") from error
 
     def _arguments(self, node: fx.Node, rule: Rule | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call as a rule is called: operands first, then the module if it is one."""

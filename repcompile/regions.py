@@ -218,7 +218,7 @@ class _Pricing:
         after = self.known.get(sink, ()) if fact.ends else ()
         n_axes, padded = len(fact.map.axes), None
         if len(before) > n_axes:
-            at = prod(before) / before[-1 - n_axes]
+            at = _positions_of(before, before[-1 - n_axes])
             first = len(before) - n_axes
             sizes = (size + axis.lo + axis.hi for size, axis in zip(before[first:], fact.map.axes, strict=True))
             plain = all(axis.up == 1 for axis in fact.map.axes)
@@ -227,7 +227,7 @@ class _Pricing:
             crops = (2 * max(axis.lo, axis.hi) - axis.lo - axis.hi for axis in fact.map.axes)
             sizes = (size + crop for size, crop in zip(after[len(after) - n_axes :], crops, strict=True))
             padded = float(prod(after[: len(after) - n_axes - 1]) * prod(sizes))
-        behind = prod(after) / after[-1 - n_axes] if len(after) > n_axes else at * _ratio(fact.map)
+        behind = _positions_of(after, after[-1 - n_axes]) if len(after) > n_axes else at * _ratio(fact.map)
         return at, behind, padded
 
     def _of_step(self, step: Step, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
@@ -241,7 +241,7 @@ class _Pricing:
         if operand in self.known:  # with as many channels as it had there
             then = None if operand is fact.source else self._about(operand, fact.source)
             own = then.map.c_out if then is not None and isinstance(then.map, Affine) else fact.map.c_in
-            before = prod(self.known[operand]) / own
+            before = _positions_of(self.known[operand], own)
         return (cost_of_resampling(channels, before, before * self._scale((step,))),)
 
     def of_node(self, node: fx.Node, whole: Fact) -> tuple[Cost, ...]:
@@ -287,7 +287,7 @@ class _Pricing:
         return self._channels(node) * self._positions(node, whole) if measured is None else measured
 
     def _measured_positions(self, node: fx.Node, channels: int) -> float | None:
-        return prod(self.known[node]) / channels if node in self.known else None
+        return _positions_of(self.known[node], channels) if node in self.known else None
 
     def _about(self, node: fx.Node, source: fx.Node) -> Fact | None:
         return next((fact for fact in self.facts.maps[node] if fact.source is source), None)
@@ -295,7 +295,7 @@ class _Pricing:
     def _positions(self, node: fx.Node, whole: Fact) -> float:
         """Positions of `node`, batch included: measured, or scaled so that the sink of `whole` has `POSITIONS`."""
         if node in self.known:
-            return prod(self.known[node]) / self._channels(node)
+            return _positions_of(self.known[node], self._channels(node))
         start = POSITIONS / (self._scale(whole.path) * _ratio(whole.map))
         fact = None if node is whole.source else self._about(node, whole.source)
         return start if fact is None else start * self._scale(fact.path) * _ratio(fact.map)
@@ -331,6 +331,11 @@ def _values(node: fx.Node, facts: Facts) -> list[fx.Node]:
     """What `node` reads; of a part of a tuple, what the tuple was made of."""
     read = ((o.all_input_nodes if facts.is_split(o) else [o]) for o in node.all_input_nodes)
     return list(chain(*read))
+
+
+def _positions_of(shape: Sequence[int], channels: int) -> float:
+    """Positions of a tensor with so many channels, batch included; there may be none of either."""
+    return prod(shape) / max(channels, 1)
 
 
 def _ratio(x: Map) -> float:

@@ -35,7 +35,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
     What they may differ by is estimated: by what the model's own rounding costs it, and by what one more rounding of
     every weight does to it, in the coarsest dtype that occurs on the way. The model that runs in its own dtype only may
     lose half of its digits.
-    Neither model is changed.  Raises VerificationError if the outputs differ in structure.
+    Neither model is changed.  Raises VerificationError if the outputs differ in structure, or the fused model fails.
     """
     checks = _compared(model, fused, example_inputs, _run_sparingly)
     return checks if all(check.passed for check in checks) else _compared(model, fused, example_inputs, _run_whole)
@@ -44,7 +44,10 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any]) ->
 def _compared(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any], result_of: Run) -> tuple[Check, Check]:
     with _Coarsest() as coarsest:
         expected = result_of(model, example_inputs)
-    got = result_of(fused, example_inputs)
+    try:
+        got = result_of(fused, example_inputs)
+    except Exception as error:
+        raise VerificationError(f"the fused model fails where the model runs: {error}") from error
     eps, inputs = max(_eps_of(model), coarsest.eps), _in_float64(example_inputs)
     if all(dtype == torch.float64 for dtype in _dtypes(model, fused, example_inputs)):
         noises = _disturbed(model, inputs, expected, eps, SEEDS, result_of, _ResultsOff)

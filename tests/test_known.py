@@ -18,7 +18,7 @@ from repcompile.capture import Captured, capture
 from repcompile.errors import RuleError
 from repcompile.execute import execute
 from repcompile.facts import HORIZON, UNPREPARED, Facts, affine_facts
-from repcompile.rules import DEFAULT, RuleSet
+from repcompile.rules import DEFAULT, RuleSet, layout_rule, shape_rule
 from repcompile.shapes import Size
 from tests.claims import untrue, untrue_maps
 from tests.test_hostile import Net, conv, gain, image, made, norm
@@ -1809,6 +1809,16 @@ def test_a_rule_that_fails_is_an_error_only_on_trial() -> None:
     captured, _ = understood(lambda m, x: torch.rot90(m.conv(x)))
     facts = affine_facts(captured, DEFAULT + RuleSet((rule,)).trusting())
     assert [item.reason for item in facts.refusals] == [f"{UNPREPARED} LookupError"]
+    with pytest.raises(RuleError, match="rule 'failing' failed on 'rot90' in Net: LookupError: no such thing"):
+        affine_facts(captured, DEFAULT + [rule])
+
+
+@pytest.mark.parametrize("kind", [layout_rule, shape_rule])
+def test_a_rule_of_shapes_that_fails_is_an_error_only_on_trial(kind: Any) -> None:
+    rule = kind(torch.rot90)(failing)
+    captured, _ = understood(lambda m, x: torch.rot90(m.conv(x)))
+    facts = affine_facts(captured, DEFAULT + RuleSet((rule,)).trusting())
+    assert described(facts, captured).splitlines()[-1] == "rot90: ?"
     with pytest.raises(RuleError, match="rule 'failing' failed on 'rot90' in Net: LookupError: no such thing"):
         affine_facts(captured, DEFAULT + [rule])
 
