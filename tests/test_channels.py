@@ -84,6 +84,15 @@ def test_what_a_rule_picks(rule: Rule, function: Callable[[Tensor], Tensor], sta
     assert_equal(apply(found if isinstance(found, Affine) else found.placed(2, 5), image), function(image))
 
 
+@pytest.mark.parametrize("n_axes", [0, 1, 2, 3])
+def test_channels_in_front_of_as_many_axes(n_axes: int) -> None:
+    image = torch.randn(2, 5, *[3] * n_axes, dtype=torch.float64)
+    for start in (Affine.identity(5, n_axes), Uniform(sizes=(None, 5, *[None] * n_axes))):
+        found = channels.getitem(start, (ALL, [3, 0]), (Size(1, ("x.0",)), Size(5), *[Size(3)] * n_axes))
+        assert isinstance(found, Affine)
+        assert_equal(apply(found, image), image[:, [3, 0]])
+
+
 @pytest.mark.parametrize("entry", [ALL, slice(0, None), slice(None, None, 1), slice(0, None, 1)])
 def test_all_of_what_nobody_knows(entry: slice) -> None:
     assert channels.getitem(Uniform(), (ALL, entry), None).is_identity
@@ -100,8 +109,9 @@ def test_what_a_rule_overwrites(place: slice, value: Callable[[Tensor], Tensor],
     other = 3.0 * image
     width = value(image).shape[1]
     x = Affine.select(5, range(width), 2) * 3.0 if width < 5 else Affine.identity(5, 2) * 3.0
-    found = channels.overwrite(start, (ALL, place), x, SHAPE)
-    assert_equal(apply(found, image), _put(image, (ALL, place), value(other)))
+    for index in ((ALL, place), (..., place, ALL, ALL)):
+        found = channels.overwrite(start, index, x, SHAPE)
+        assert_equal(apply(found, image), _put(image, index, value(other)))
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ SCALES: list[tuple[Callable[[], Layout], float]] = [
     (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(3, ceil_mode=True)), 1 / 9),
     (lambda: pools.mean_of_windows_module(IMAGE, nn.AvgPool2d((3, 2))), 1 / 6),
     (lambda: pools.mean_of_windows_module(SIGNAL, nn.AvgPool1d(3, 2, ceil_mode=True)), 1 / 2),
+    (lambda: pools._mean_of_windows(IMAGE, 2, "y", 3), 1 / 9),
+    (lambda: pools._mean_of_windows(IMAGE, 2, "y", 3, []), 1 / 9),
 ]
 
 
@@ -205,9 +207,19 @@ def test_sizes_that_nobody_knows_are_the_operators_own() -> None:
         pools.mean_of_windows_module(IMAGE, nn.AvgPool2d(2, ceil_mode=True), owner="y"),
     ):
         assert layout.shape == (*IMAGE[:2], unknown("y", 2), unknown("y", 3))
+    assert layouts.upsample_module(IMAGE, nn.Upsample(size=7), owner="y").name == "interpolate y"
+    parted = layouts.unflatten_module(IMAGE, nn.Unflatten(1, (-1, 2)), owner="y")
+    assert parted.shape == (IMAGE[0], unknown("y", 1), Size(2), *IMAGE[2:])
     assert layouts.interpolate(IMAGE, scale_factor=1, owner="y").shape == IMAGE
     assert channels.pixel_unshuffle(SIZED, 2).name == ""
     assert channels.pixel_unshuffle(IMAGE, 2).name
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_a_mean_has_a_name(keepdim: bool) -> None:
+    """By it a bound is told that numbers are added up."""
+    assert pools.mean(IMAGE, -1, keepdim).name == "mean over [3] of 4"
+    assert pools.mean(IMAGE, (3, 2), keepdim).name == "mean over [2, 3] of 4"
 
 
 def test_which_sizes_an_operator_names() -> None:

@@ -261,6 +261,14 @@ def test_attributes_of_modules() -> None:
     assert times(model(1, 5), PointwiseTwice) == 0
 
 
+def test_what_an_attribute_has_to_be() -> None:
+    conv = nn.Conv2d(4, 6, 3, padding="same")
+    for attributes in ({"out_channels": 6}, {"kernel_size": 3}, {"kernel_size": (3, 3)}, {"padding": "same"}, {}):
+        assert any_module(nn.Conv2d, **attributes).accepts(conv), attributes
+    for attributes in ({"out_channels": 5}, {"kernel_size": 1}, {"kernel_size": (3, 1)}, {"depth": 1}):
+        assert not any_module(nn.Conv2d, **attributes).accepts(conv), attributes
+
+
 def test_one_wildcard_is_one_module_and_one_value() -> None:
     @rewrite_rule
     class Twice:
@@ -542,6 +550,10 @@ def only_the_constant(x: Any, c: Any) -> Any:
     return c
 
 
+def only_the_constant_of_its_own(x: Any, c: Any = any_constant()) -> Any:
+    return c
+
+
 def strange_module(x: Any, c: Any, layer: Any = any_module(nn.Linear)) -> Any:
     return layer(x) * c
 
@@ -600,6 +612,7 @@ def test_a_rule_cannot_change_the_model() -> None:
         ({"pattern": silu, "replacement": lambda y: y}, "its pattern has no 'y'"),
         ({"pattern": lambda x: x, "replacement": lambda x: x}, "has to return one value, and to compute it"),
         ({"pattern": lambda x: (x, x), "replacement": lambda x: x}, "has to return one value"),
+        ({"pattern": only_the_constant_of_its_own, "replacement": lambda x: x}, "has to return one value, and to comp"),
         ({"pattern": lambda x, y=3: x + y, "replacement": lambda x: x}, "the default of 'y' is no wildcard"),
         ({"pattern": lambda: 1, "replacement": lambda x: x}, "it has no value among its parameters"),
         ({"pattern": lambda x: x if x.sum() > 0 else -x, "replacement": lambda x: x}, "cannot be traced"),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.fold import apply, magnitude
-from repcompile.modules import surrounded
-from repcompile.rules import norm, pad, pointwise, product
+from repcompile.modules import BorderConv, surrounded
+from repcompile.rules import emitted, norm, pad, pointwise, product
 from repcompile.shapes import Shape, Size, named
 from repcompile.values import Constant, as_constant
 from tests.strategies import assert_close
@@ -132,6 +132,21 @@ def test_a_norm_behind_a_map_that_knows_its_axes() -> None:
 def test_one_number_for_all_rows() -> None:
     image = torch.randn(2, 5, 4, dtype=torch.float64)
     assert_close(_applied(pointwise.mul(Affine.identity(4, 0), c(ONE), TOKENS), image, -1), image * ONE)
+
+
+@pytest.mark.parametrize("pads", [(), (1, 2, 0, 1)])
+def test_a_convolution_with_a_border(pads: tuple[int, ...]) -> None:
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=0 if pads else (1, 2), groups=2)
+    module = BorderConv(conv, torch.randn(6, 1, 3, 3), pads).double()
+    image = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(_applied(emitted.border_conv(Affine.identity(4, 2), module), image, 2), module(image))
+
+
+def test_an_image_of_a_rank_that_only_its_padding_tells() -> None:
+    image = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    x = pad.pad(Uniform(sizes=(None, 4, None, None)), [1, 2, 0, 1])
+    assert_close(_applied(x, image, 2), F.pad(image, [1, 2, 0, 1]))
 
 
 def test_a_matrix_on_the_left() -> None:

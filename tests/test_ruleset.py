@@ -16,6 +16,7 @@ from repcompile.idioms import Idiom
 from repcompile.rules import DEFAULT, Rule, RuleSet, affine_rule, layout_rule, shape_rule
 from repcompile.rules import shape as shapes
 from repcompile.rules.rewriting import RewriteRule
+from repcompile.selection import Selection
 from repcompile.shapes import Layout, Shape, Size, named, unknown
 from tests.test_hostile import Net, made
 
@@ -144,6 +145,15 @@ def test_which_rule_a_node_finds() -> None:
     ):
         captured, node = graph_of(function, tanh=nn.Tanh())
         assert tuple(rules.find(node, captured, kind) for kind in ("affine", "layout", "shape")) == expected
+
+
+def test_of_what_stays_only_the_shape_is_known() -> None:
+    rules = RuleSet((minus, moved, same))
+    model = made(lambda: Net(lambda m, x: torch.negative(m.tanh(x)), tanh=nn.Tanh()))
+    captured = capture(model, (nn.Tanh,), selection=Selection(frozenset(("", "tanh"))))
+    for node in captured.graph.nodes:
+        if node.op.startswith("call"):
+            assert [rules.find(node, captured, kind) for kind in ("affine", "layout", "shape")] == [None, None, same]
 
 
 @pytest.mark.parametrize("n_axes", [1, 2, 3])

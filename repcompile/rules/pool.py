@@ -134,8 +134,7 @@ def _adaptive_function(n_axes: int) -> Rule:
 def _adaptive_mean(shape: Shape | None, n_axes: int, output_size: Any, owner: str) -> Layout:
     sizes = _tuple(output_size, n_axes)
     if sizes == (1,) * n_axes:
-        rank = None if shape is None else len(shape)
-        return mean(shape, tuple(range(-n_axes, 0)), True) if rank else resampled(shape, n_axes, sizes, owner, "", 1.0)
+        return mean(shape, tuple(range(-n_axes, 0)), keepdim=True)
     return resampled(shape, n_axes, sizes, owner, f"mean of {sizes} windows", 1.0)
 
 
