@@ -407,6 +407,19 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         add: (x.0, 4, x.2*x.3) x~
         """,
     ),
+    "a sum of tokens and of tokens with a gain": (
+        lambda m, x: torch.addcmul(_laid(m.norm(x)), _laid(m.point(x)), m.width),
+        """
+        x: (x.0, 4, x.2, x.3)
+        norm: (x.0, 4, x.2, x.3) x
+        flatten: (x.0, 4, x.2*x.3) norm~ x~
+        transpose: (x.0, x.2*x.3, 4) flatten~ norm~ x~
+        point: (x.0, 4, x.2, x.3) x
+        flatten_1: (x.0, 4, x.2*x.3) point~ x~
+        transpose_1: (x.0, x.2*x.3, 4) flatten_1~ point~ x~
+        addcmul: (x.0, x.2*x.3, 4) x~
+        """,
+    ),
     "a sum of values that are no map of one": (
         lambda m, x: torch.relu(x) + m.conv(x),
         """

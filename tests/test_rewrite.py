@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repcompile import compile_model, explain, fuse
+from repcompile.modules import ChannelAffine
 from repcompile.testing import randomize
 from tests.test_hostile import (
     Net,
+    NetOfTwo,
     Undecided,
     assert_close,
     assert_same_call,
@@ -261,3 +264,121 @@ def test_channels_last_input() -> None:
 
 def test_expanded_input() -> None:
     check(made(lambda: nn.Sequential(norm(), conv(), nn.ReLU(inplace=True))), (image(1, 4, 5, 1).expand(2, 4, 5, 6),))
+
+
+# -- what stays around the regions -------------------------------------------------------------------------------------
+
+
+def test_a_question_about_a_value_that_is_gone() -> None:
+    def batches(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        return torch.relu(m.norm(y)).flatten(1) * y.shape[0]
+
+    check(made(lambda: Net(batches, **parts())), *images())
+
+
+def test_a_tensor_that_nobody_registers_stays_one() -> None:
+    table = torch.rand(4, 1, 1, dtype=torch.float64)
+    model = made(lambda: Net(lambda m, x: torch.maximum(m.norm(m.conv(x)), table), **parts()))
+    fused = check(model, *images())
+    assert sorted(fused.state_dict()) == ["conv.bias", "conv.weight"]
+    assert fused.float()(image(2, 4, 7, 6).float()).dtype == torch.float64, "as of the model"
+    assert not list(fused.buffers())
+
+
+def test_what_undoes_itself_is_a_copy() -> None:
+    model = made(lambda: Net(lambda m, x: torch.tanh(x) * 2.0 * 0.5))
+    result = compile_model(model)
+    x = image(2, 4, 7, 6)
+    assert [item.made.module for item in result.rewritten] == [None]
+    assert torch.equal(result.module(x), model(x))
+    both = fuse(made(lambda: Net(lambda m, x: (y := torch.tanh(x), y * 2.0 * 0.5))))
+    kept, copied = both(x)
+    copied.zero_()
+    assert torch.equal(kept, torch.tanh(x))
+
+
+def test_a_copy_that_is_asked_for_is_made() -> None:
+    model = made(lambda: Net(lambda m, x: m.norm(m.conv(x)).transpose(2, 3).contiguous() * 2.0, **parts()))
+    fused = check(model, *images())
+    for call in images():
+        assert fused(*call).is_contiguous()
+
+
+def test_where_python_looks_values_lie_as_they_did() -> None:
+    """Element by element, torch keeps the strides of its operand; a convolution has its own."""
+
+    class Strides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.stride()[3])
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        values = (m.norm(m.norm2(x)), m.scale(m.conv(x)), x * m.gain + m.shift)
+        return torch.stack([m.strides(value) for value in values])
+
+    more = {"strides": Strides(), "norm2": norm(), "scale": norm(), "gain": gain(4, 1, 1), "shift": gain(4, 1, 1)}
+    model = made(lambda: Net(forward, **more, **parts()))
+    fused = fuse(model)
+    assert sum(isinstance(module, ChannelAffine) for module in fused.modules()) == 2
+    for (x,) in images():
+        assert_close(fused(x), model(x))
+        assert_close(fused(x.transpose(2, 3)), model(x.transpose(2, 3)))
+
+
+def inplace(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.ReLU) and module.inplace for module in model.modules())
+
+
+def test_what_is_written_in_place_is_nobody_elses() -> None:
+    def twice(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        before = torch.tanh(y)
+        return m.act(y) + before
+
+    fused = check(made(lambda: Net(twice, act=nn.ReLU(inplace=True), **parts())), *images())
+    assert not inplace(fused)
+    for model in (
+        nn.Sequential(conv(), norm(), nn.ReLU(inplace=True)),
+        Net(lambda m, x: m.act(F.conv2d(x, m.weight) + x), act=nn.ReLU(inplace=True), weight=gain(4, 4, 1, 1)),
+    ):
+        assert inplace(check(made(lambda model=model: model), *images())), "which saves memory"
+
+
+def test_a_weight_that_is_computed_learns_where_an_operator_reads_it() -> None:
+    def masked(m: Any, x: Tensor) -> Tensor:
+        return torch.relu(F.conv2d(x, m.weight * 2.0, m.bias, padding=1))
+
+    bias = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    weight = nn.Parameter(torch.rand(4, 4, 3, 3, dtype=torch.float64))
+    fused = check(made(lambda: Net(masked, weight=weight, bias=bias)), *images())
+    assert [parameter.requires_grad for parameter in fused.parameters()] == [True, True]
+
+
+def test_a_region_without_weights_has_the_dtype_of_the_models() -> None:
+    def pooled(m: Any, x: Tensor) -> Tensor:
+        y = torch.relu(m.conv(x))
+        return torch.relu(F.avg_pool2d(y, 3, 1, 1) + y)
+
+    model = made(lambda: Net(pooled, conv=conv())).float()
+    result = compile_model(model)
+    (item,) = result.rewritten
+    assert {parameter.dtype for parameter in item.made.module.parameters()} == {torch.float32}  # type: ignore[union-attr]
+    assert item.made.rounded is not None
+    assert item.made.rounded.passed
+
+
+def test_what_runs_for_its_effect_stays() -> None:
+    class Refusing(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            if float(x.sum()) == 0.0:
+                raise ValueError("nothing to see")
+
+    def forward(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        m.refusing(x)
+        return m.norm(m.conv(x))
+
+    fused = fuse(made(lambda: NetOfTwo(forward, refusing=Refusing(), **parts())))
+    x = image(2, 4, 7, 6)
+    assert_close(fused(x, x), fused(x, 2 * x))
+    with pytest.raises(ValueError, match="nothing to see"):
+        fused(0 * x, x)
