@@ -168,6 +168,46 @@ def test_a_transposed_convolution_stays_one_where_it_returns_more(pads: Any, exp
     assert type(emitted(plain)) is (nn.Sequential if expected is nn.Sequential else nn.Conv2d)
 
 
+def test_a_border_term_meets_none_in_a_sum() -> None:
+    bordered = Affine.conv(torch.ones(2, 2, 3), padding=1) @ Affine.diagonal(2, 1, None, torch.tensor([1.0, 2.0]))
+    image = torch.arange(10.0).double().reshape(1, 2, 5)
+    for x in (bordered + Affine.identity(2, 1), Affine.identity(2, 1) + bordered):
+        assert x.has_border
+        assert fold(x).border is not None
+        assert_equal(emitted(x)(image), apply(x, image))
+
+
+def test_a_border_term_that_nothing_outside_meets_adds_to_the_bias() -> None:
+    border, bias = torch.arange(6.0).double().reshape(2, 1, 3), torch.tensor([1.0, -2.0]).double()
+    x = Affine.conv(torch.ones(2, 2, 3).double(), bias, border=border)
+    module = emitted(x)
+    assert isinstance(module, nn.Conv1d)
+    assert_equal(module.bias.data, torch.tensor([4.0, 10.0]).double())  # type: ignore[union-attr]
+
+
+def test_padding_is_one_layer_and_a_crop_another() -> None:
+    kernel = torch.ones(2, 2, 3, 3).double()
+    for pads, mode, expected in (
+        ([(0, 1), (1, 1)], "zeros", [nn.ZeroPad2d]),
+        ([(0, 1), (1, 1)], "reflect", [nn.ReflectionPad2d]),
+        ([(-1, 1), (1, 1)], "replicate", [nn.ReplicationPad2d, nn.ZeroPad2d]),
+        ([(-1, 0), (0, -1)], "zeros", [nn.ZeroPad2d]),
+    ):
+        module: Any = emitted(Affine.conv(kernel, padding=pads, mode=mode))
+        layers = list(module[0]) if isinstance(module[0], nn.Sequential) else [module[0]]
+        assert [type(layer) for layer in layers] == expected
+
+
+def test_what_torch_has_no_transposed_convolution_for() -> None:
+    plain = Affine.conv(torch.ones(2, 2, 3))
+    strided, cropped = (replace(plain, axes=(axis,)) for axis in (Axis(3, 2, 1, 1, 1, 2), Axis(3, 1, 1, 2, 0, 2)))
+    with pytest.raises(Inexact, match=r"^no transposed convolution of torch's reads its input like that$"):
+        emit(strided, fold(strided))
+    behind = cropped @ Affine.diagonal(2, 1, None, torch.ones(2))
+    with pytest.raises(Inexact, match=r"^a cropped transposed convolution behind a bias$"):
+        emit(behind, fold(behind))
+
+
 def test_grouped_maps_without_axes_become_one_dense_layer() -> None:
     x = Affine.conv(torch.ones(4, 2), groups=2)
     module = emitted(x)
@@ -248,6 +288,17 @@ def test_values_that_overflow_are_refused() -> None:
         with pytest.raises(Inexact, match=r"folded values do not fit torch\.float16"):
             cast(emitted(x), (torch.zeros(1).half(),))
         cast(emitted(x), (torch.zeros(1).bfloat16(),))
+
+
+def test_values_below_the_normal_numbers_are_refused() -> None:
+    normal = torch.finfo(torch.float16).tiny
+    for value, fits in ((normal, True), (normal * (1 - 1e-6), False), (normal / 2, False), (0.0, True)):
+        module = emitted(Affine.linear(torch.full((2, 2), value, dtype=torch.float64)))
+        if fits:
+            cast(module, (torch.zeros(1).half(),))
+        else:
+            with pytest.raises(Inexact, match=r"^folded values are all below the normal numbers of torch\.float16$"):
+                cast(module, (torch.zeros(1).half(),))
 
 
 def test_large_values_whose_sum_does_not_fit_are_fine() -> None:
