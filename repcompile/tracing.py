@@ -93,7 +93,8 @@ def recorded(module: fx.GraphModule, leaves: tuple[type[nn.Module], ...]) -> Tra
         node.meta = {"path": ""}
         if node.op == "call_module":
             called = module.get_submodule(str(node.target))
-            if not _is_leaf(called, leaves) or hooked(called) or own_call(called):
+            python = hooked(called) or own_call(called) or isinstance(called, torch.jit.ScriptModule)
+            if python or not _is_leaf(called, leaves):
                 return None
             node.meta["path"] = node.target
         elif node.op == "get_attr":

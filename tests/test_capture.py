@@ -26,6 +26,7 @@ from repcompile.tracing import trace
 from tests.fuzz.build import build
 from tests.fuzz.generate import generate
 from tests.test_hostile import (
+    TABLE,
     Net,
     NetOfTwo,
     Undecided,
@@ -654,8 +655,9 @@ def operators_of(captured: Captured) -> list[Any]:
 
 
 def test_what_was_made_is_captured_without_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [fuse(build(generate(seed)).eval()) for seed in range(40)]
-    models = [model for model in models if isinstance(model, Fused) and not isinstance(model, Specialized)]
+    models = [build(generate(seed)).eval() for seed in range(40)] + [made(model) for model, *_ in TABLE.values()]
+    fused = map(fuse, models)
+    models = [model for model in fused if isinstance(model, Fused) and not isinstance(model, Specialized)]
     traced = [capture(model, DEFAULT.module_classes) for model in models]
     runs: list[nn.Module] = []
 
