@@ -286,6 +286,28 @@ def test_a_tensor_that_nobody_registers_stays_one() -> None:
     assert not list(fused.buffers())
 
 
+def test_what_is_not_stored_is_not_stored_afterwards() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.rand(4, 1, 1))
+            self.register_buffer("made", torch.rand(4, 1, 1), persistent=False)
+            self.kept: Tensor
+            self.made: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.maximum(torch.minimum(x, self.kept), self.made)
+
+    model = made(lambda: nn.Sequential(conv(), norm(), nn.Sequential(Table())))
+    fused = check(model, *images())
+    assert sorted(fused.state_dict()) == ["0.bias", "0.weight", "2.0.kept"]
+    assert dict(fused.named_buffers()).keys() == {"2.0.kept", "2.0.made"}
+
+
+def test_the_fused_model_is_called_what_the_model_is() -> None:
+    assert type(fuse(made(lambda: Net(lambda m, x: m.norm(m.conv(x)), **parts())))).__name__ == "Net"
+
+
 def test_what_undoes_itself_is_a_copy() -> None:
     model = made(lambda: Net(lambda m, x: torch.tanh(x) * 2.0 * 0.5))
     result = compile_model(model)

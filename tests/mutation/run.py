@@ -34,7 +34,13 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fil
     ),
     "plan": (("plan",), ("test_plan",)),
     "emit": (("emit",), ("test_emit", "test_affine", "test_modules", "test_numbers")),
-    "rewrite": (("rewrite",), ("test_rewrite", "test_compiler", "test_numbers", "test_hostile", "test_validation")),
+    "rewrite": (
+        ("rewrite",),
+        (
+            *("test_rewrite", "test_compiler", "test_numbers", "test_guesses", "test_constants", "test_questions"),
+            *("test_inplace", "test_hostile", "test_validation"),
+        ),
+    ),
     "rules": (
         tuple(f"rules/{name}" for name in RULES),
         (
