@@ -144,8 +144,8 @@ def _varied(call: Call) -> Iterator[Call]:
         return (torch.cat([x, x.flip(0)]) if batch == 1 else x[:1].clone()) if examples else x
 
     def grown(x: Tensor) -> Tensor:
-        sides = range(x.dim() - 2, x.dim()) if x.dim() >= 4 else ()
-        for side, step in zip(sides if x.numel() else (), STEPS, strict=False):
+        sides = range(x.dim() - 2, x.dim()) if x.dim() >= 4 and x.numel() else ()
+        for side, step in zip(sides, STEPS, strict=False):
             ahead = torch.arange(x.shape[side] + step, device=x.device) % x.shape[side]
             x = x.index_select(side, ahead)
         return x

@@ -10,8 +10,9 @@ them, so it can act at any place of the path; a map with a window stays where it
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -298,12 +299,18 @@ class _Interpreter:
         shape = self._shapes.get(values[0]) if node.args and node.args[0] is values[0] else None
         if shape is None and self._rules.on_trial(rule):  # nothing to compare it with
             return None
+        return self._of_shape(node, rule, shape, values, self._resolved_sizes)
+
+    def _of_shape(
+        self, node: fx.Node, rule: Rule, shape: Shape | None, values: Sequence[fx.Node], resolved: Callable[[Any], Any]
+    ) -> Any:
+        """What a rule about shapes says of `node`, None if nothing.  resolved: its arguments behind the operand."""
         args, kwargs = self._arguments(node, None)
         options = {**kwargs, **self._extras(node, rule, values)}
         if not rule.accepts((shape, *args[1:]), options):
             return None
         try:
-            return self._answer(node, rule, shape, *self._resolved_sizes(args[1:]), **self._resolved_sizes(options))
+            return self._answer(node, rule, shape, *resolved(args[1:]), **self._resolved_sizes(options))
         except Inexact:
             return None
 
@@ -326,20 +333,15 @@ class _Interpreter:
 
     def _step(self, node: fx.Node, rule: Rule, values: Sequence[fx.Node]) -> Step | None:
         """The operator as a step of a path; the shape is known even where it is none."""
-        args, kwargs = self._arguments(node, None)
+        args, _ = self._arguments(node, None)
         operand = values[0]
         if not args or args[0] is not operand:
             return None
         if self._shapes.get(operand) is None:
             self._learn_rank(node, operand)
         shape = self._shapes.get(operand)
-        options = {**kwargs, **self._extras(node, rule, values)}
-        if not rule.accepts((shape, *args[1:]), options):
-            return None
-        try:
-            sizes = self._resolved_shapes(args[1:], rule)
-            layout: Layout = self._answer(node, rule, shape, *sizes, **self._resolved_sizes(options))
-        except Inexact:
+        layout: Layout | None = self._of_shape(node, rule, shape, values, partial(self._resolved_shapes, rule=rule))
+        if layout is None:
             return None
         if shape is None:
             self._shapes[node] = layout.shape
