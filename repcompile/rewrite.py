@@ -27,6 +27,7 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of
 from repcompile.graphs import Fused, keep
+from repcompile.heap import Heap
 from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
@@ -105,10 +106,11 @@ def rewrite(
     """
     emitted: list[tuple[Region, Emitted]] = []
     rollbacks: list[Rollback] = []
-    known, trial = {} if known is None else known, Trial(captured, facts, rules)
+    known, trial, heap = {} if known is None else known, Trial(captured, facts, rules), Heap()
     for region in plan.chosen:
         if region not in known:
             known[region] = _tried(region, captured, facts, trial)
+            heap.grown(_bytes_of(known[region]))
         result = known[region]
         if isinstance(result, str):
             rollbacks.append(Rollback(region, result))
@@ -125,19 +127,14 @@ def rewrite(
 def _tried(region: Region, captured: Captured, facts: Facts, trial: Trial) -> Emission:
     try:
         trial.of_region(region)
-        return _settled(_emitted(region, captured, facts))
+        return _emitted(region, captured, facts)
     except Inexact as reason:
         return str(reason)
 
 
-def _settled(emitted: Emitted) -> Emitted:
-    """The same, with weights allocated anew: those made among larger temporaries would keep holes between themselves.
-
-    (A quarter of the memory, for one gigabyte of weights and glibc's allocator.)
-    """
-    for weight in () if emitted.module is None else emitted.module.parameters():
-        weight.data = weight.data.clone()
-    return emitted
+def _bytes_of(emission: Emission) -> int:
+    module = None if isinstance(emission, str) else emission.module
+    return 0 if module is None else sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _emitted(region: Region, captured: Captured, facts: Facts) -> Emitted:
