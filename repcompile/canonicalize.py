@@ -19,6 +19,7 @@ from repcompile.borders import surround
 from repcompile.capture import Captured
 from repcompile.inplace import exposed, is_fresh, is_name, returned
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
+from repcompile.spelling import name_of, target_of
 
 KEEP_RANK = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
@@ -115,7 +116,7 @@ def _is_name(node: fx.Node, captured: Captured) -> bool:
 
 def _scaled_by_ones(node: fx.Node, captured: Captured) -> bool:
     """Whether it is a product with a parameter of ones, one for each channel of what is known to have as many."""
-    if node.target not in (operator.mul, torch.mul, "mul") or len(node.args) != 2 or node.kwargs:
+    if target_of(node) not in (operator.mul, torch.mul, "mul") or len(node.args) != 2 or node.kwargs:
         return False
     value, gain = node.args
     if not isinstance(value, fx.Node) or not isinstance(gain, fx.Node) or gain.op != "get_attr":
@@ -149,8 +150,8 @@ def _neutral(node: fx.Node) -> bool:
     """Whether it is `x * 1`, `x / 1`, `x + 0` or `x - 0`, either way round where the order does not matter."""
     if len(node.args) != 2 or node.kwargs or len(node.all_input_nodes) != 1:
         return False
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    number = NEUTRAL.get(str(name))
+    name = name_of(node)
+    number = NEUTRAL.get(name)
     given = node.args[0 if isinstance(node.args[0], int | float) and name in ("add", "mul") else 1]
     return number is not None and isinstance(given, int | float) and type(given) is not bool and given == number
 

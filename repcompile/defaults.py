@@ -134,9 +134,12 @@ class Specialized(Fused):
         return _restored, (super().__reduce__(), self.arguments, self.others, changed)
 
 
-def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way) -> fx.GraphModule:
-    """`fused`, which may be called in every way in which `model` may be; a copy of `model` answers the other calls."""
-    return fused if arguments.only_one else standing_in(fused, duplicate(model), arguments)
+def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way, named: bool) -> fx.GraphModule:
+    """`fused`, which may be called in every way in which `model` may be; a copy of `model` answers the other calls.
+
+    named: whether the inputs of `fused` have the names that they have in `model`.
+    """
+    return fused if arguments.only_one and named else standing_in(fused, duplicate(model), arguments)
 
 
 def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> Specialized:

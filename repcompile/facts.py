@@ -32,6 +32,7 @@ from repcompile.paths import Fact, Step, aligned, behind, stepped
 from repcompile.readers import read_as
 from repcompile.rules.ruleset import KINDS, Rule, RuleSet
 from repcompile.shapes import Layout, Shape, Size, broadcast, known_sizes, named, unknown
+from repcompile.spelling import name_of
 from repcompile.values import in_float64
 
 OPERANDS = ("input", "tensors", "other")  # torch's names for what an operator reads
@@ -220,7 +221,7 @@ class _Interpreter:
 
     def _learn_rank(self, node: fx.Node, operand: fx.Node) -> None:
         """A permutation has as many axes in front as behind: those that it names, or that its reader expects."""
-        name = getattr(node.target, "__name__", node.target)
+        name = name_of(node)
         read = read_as(node, self._captured, self._constants) if name in ("transpose", "swapaxes") else None
         order = node.args[1] if len(node.args) == 2 else node.args[1:]
         named_all = name == "permute" and isinstance(order, tuple | list) and all(isinstance(i, int) for i in order)
@@ -250,7 +251,7 @@ class _Interpreter:
 
     def _visit_size(self, node: fx.Node) -> bool:
         """`x.shape`, `x.shape[i]`, `x.size(i)`, products of sizes.  True if `node` is one of them, or some number."""
-        name = getattr(node.target, "__name__", node.target)
+        name = name_of(node)
         if (name == "getattr" and node.args[1] == "shape") or (name == "size" and len(node.args) == 1):
             self._ask_shape(node)
         elif name == "size" and node.op == "call_method" and isinstance(node.args[1], int):

@@ -14,6 +14,13 @@ from repcompile.facts import Facts
 from repcompile.regions import Region
 
 RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
+# What generated code says, beside the builtin functions that it calls: an argument of that name would hide it.
+SPOKEN = frozenset(
+    (
+        *("self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"),
+        *("slice", "range", "complex", "Ellipsis"),
+    )
+)
 
 
 def names_of_regions(regions: Sequence[Region], captured: Captured, facts: Facts) -> list[str]:
@@ -46,6 +53,24 @@ def safe(path: str) -> str:
     first, *rest = path.split(".")
     first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
     return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
+
+
+def rename_arguments(graph: fx.Graph) -> None:
+    """Name inputs otherwise that hide what the graph's code says."""
+    placeholders = graph.find_nodes(op="placeholder")
+    called = {node.target.__name__ for node in graph.nodes if getattr(node.target, "__module__", "") == "builtins"}
+    spoken, taken = SPOKEN | called, {str(node.target) for node in placeholders}
+    for node in placeholders:
+        name = str(node.target)
+        if name in spoken:
+            node.target = next(free for free in _longer(name) if free not in spoken | taken)
+            taken.add(node.target)
+
+
+def _longer(name: str) -> Iterator[str]:
+    while True:
+        name += "_"
+        yield name
 
 
 def _wishes(region: Region, facts: Facts) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from repcompile.modules import of_rank
 from repcompile.readers import letters_of
 from repcompile.regions import Region
 from repcompile.regroup import PARTICULAR
+from repcompile.spelling import name_of
 
 JOINING = (
     *("add", "sub", "mul", "div", "addcmul"),
@@ -133,7 +134,7 @@ def _classes(captured: Captured, facts: Facts) -> _Classes:
 
 def _sure_by(node: fx.Node, value: fx.Node, captured: Captured) -> Iterable[fx.Node]:
     """The values that `node` would fail for if they had another number of axes, or makes with so many."""
-    name = getattr(node.target, "__name__", node.target)
+    name = name_of(node)
     if question_of(node) is not None:
         return (value,) if "unpacked" in node.meta else ()
     if node.op == "call_module":
@@ -145,7 +146,7 @@ def _sure_by(node: fx.Node, value: fx.Node, captured: Captured) -> Iterable[fx.N
 
 def _is_told(node: fx.Node, facts: Facts) -> bool:
     """Whether the operands' numbers of axes tell that of `node`."""
-    return node in facts.rules or getattr(node.target, "__name__", node.target) in JOINING
+    return node in facts.rules or name_of(node) in JOINING
 
 
 def _asserted(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from repcompile.constants import Constants
 from repcompile.errors import Inexact
 from repcompile.modules import put
 from repcompile.shapes import Shape, Size, named
-from repcompile.spelling import ADDITIONS, DIVISIONS, MULTIPLICATIONS, SUBTRACTIONS
+from repcompile.spelling import ADDITIONS, DIVISIONS, MULTIPLICATIONS, SUBTRACTIONS, target_of
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -119,7 +119,7 @@ def _readers(node: fx.Node, captured: Captured, depth: int = 3) -> list[tuple[fx
     for user in users if depth else ():
         padded = _axes_padded(user, captured)
         module = user.op == "call_module" and issubclass(captured.torch_class(user), KEEP_CHANNELS)
-        if module or padded or user.target in KEEP_CHANNELS_FUNCTIONS or _has_a_number(user):
+        if module or padded or target_of(user) in KEEP_CHANNELS_FUNCTIONS or _has_a_number(user):
             found += [(reader, max(padded, more)) for reader, more in _readers(user, captured, depth - 1)]
     return found
 
@@ -131,7 +131,7 @@ def _reads_first(user: fx.Node, node: fx.Node) -> bool:
 
 def _has_a_number(user: fx.Node) -> bool:
     """Whether it is `x + 0.5` or the like."""
-    return user.target in ARITHMETIC and len(user.args) == 2 and isinstance(user.args[1], int | float)
+    return target_of(user) in ARITHMETIC and len(user.args) == 2 and isinstance(user.args[1], int | float)
 
 
 def _axes_padded(user: fx.Node, captured: Captured) -> int:

@@ -30,6 +30,7 @@ from repcompile.cost import (
 from repcompile.facts import Facts
 from repcompile.inquiries import about_batch, other_subject, question_of
 from repcompile.paths import Fact, Step, places
+from repcompile.spelling import target_of
 
 UNKNOWN_CHANNELS = 64
 VIEW = Cost()  # an operator, but no kernel
@@ -322,7 +323,7 @@ class _Pricing:
 def is_slice(node: fx.Node) -> bool:
     """Whether it is a view of some entries; a list of indices copies them."""
     if node.target is not operator.getitem:
-        return node.target in (torch.narrow, "narrow")
+        return target_of(node) in (torch.narrow, "narrow")
     entries = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     return all(entry in (None, ...) or isinstance(entry, int | slice) for entry in entries)
 

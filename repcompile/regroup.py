@@ -26,7 +26,7 @@ from repcompile.facts import Facts
 from repcompile.inquiries import question_of
 from repcompile.modules import of_rank
 from repcompile.paths import Fact, aligned
-from repcompile.spelling import ADDITIONS, MULTIPLICATIONS, SUBTRACTIONS
+from repcompile.spelling import ADDITIONS, MULTIPLICATIONS, SUBTRACTIONS, target_of
 
 MOST_TERMS = 64
 PARTICULAR = (nn.BatchNorm2d, nn.BatchNorm3d)  # take one number of axes
@@ -117,7 +117,7 @@ class _Editor:
 
     def _is_sum(self, node: fx.Node) -> bool:
         """Whether it adds or subtracts two values that depend on the input."""
-        if node.target not in (*ADDITIONS, *SUBTRACTIONS) or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
+        if target_of(node) not in (*ADDITIONS, *SUBTRACTIONS) or len(node.args) != 2 or set(node.kwargs) - {"alpha"}:
             return False
         if self._captured.stays(node):
             return False
@@ -159,7 +159,7 @@ class _Editor:
 
     def _scaled(self, node: fx.Node) -> tuple[fx.Node, float] | None:
         """(sum, number) if `node` is a number times a sum."""
-        if node.target not in MULTIPLICATIONS or len(node.args) != 2 or node.kwargs:
+        if target_of(node) not in MULTIPLICATIONS or len(node.args) != 2 or node.kwargs:
             return None
         pairs = [(a, b) for a, b in (node.args, node.args[::-1]) if isinstance(a, fx.Node) and type(b) in (int, float)]
         return next(((a, float(b)) for a, b in pairs if self._is_sum(a) and len(a.users) == 1), None)  # type: ignore[arg-type]
@@ -286,7 +286,7 @@ class _Editor:
             given: Any = (*node.args, *BATCH_NORM[len(node.args) :])
             return _Numbers(given[1:5], given[7], str(node.meta.get("path", "")))
         constants = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self._facts.constants]
-        return constants[0] if node.target in MULTIPLICATIONS and len(node.args) == 2 and constants else None
+        return constants[0] if target_of(node) in MULTIPLICATIONS and len(node.args) == 2 and constants else None
 
     def _distribute(self, node: fx.Node) -> None:
         (operand,) = [arg for arg in node.args if isinstance(arg, fx.Node) and self._is_value(arg)]
@@ -439,7 +439,7 @@ def shift_of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | No
 
 def _is_sum_of_stack(node: fx.Node) -> bool:
     """Whether it is `torch.stack(values, dim).sum(dim)`, or the mean."""
-    if node.target not in ("sum", "mean", torch.sum, torch.mean):
+    if target_of(node) not in ("sum", "mean", torch.sum, torch.mean):
         return False
     stack, dim = (node.args or (None,))[0], _only_dim(node)
     if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) != 1:

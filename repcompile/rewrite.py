@@ -32,7 +32,7 @@ from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import ChannelAffine, FixedDtype, of_rank
-from repcompile.names import names_of_regions, names_of_tensors, safe
+from repcompile.names import names_of_regions, names_of_tensors, rename_arguments, safe
 from repcompile.outcomes import outcome_of
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
@@ -41,6 +41,7 @@ from repcompile.ranks import ranks_to_check
 from repcompile.regions import Region, answered, is_slice
 from repcompile.regroup import TWIN
 from repcompile.rules.ruleset import RuleSet
+from repcompile.spelling import name_of
 from repcompile.tracing import KEPT
 from repcompile.trial import Trial
 from repcompile.values import Values
@@ -260,6 +261,7 @@ def _new_graph(
             values[node] = twins[first]
         else:
             values[node] = twins[first] = _same_node(graph, node, values)
+    rename_arguments(graph)
     constants = ChainMap({names[node]: tensor for node, tensor in settled.items()}, dict(captured.constants))
     fixed = {names[node] for node in settled if facts.constants.keeps_dtype(node)}
     return graph, constants, fixed | captured.fixed
@@ -285,8 +287,8 @@ def _asked_elsewhere(graph: fx.Graph, facts: Facts, rewritten: Mapping[fx.Node, 
 def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """A copy of `node` that reads the new `values`, named afresh, so that names do not tell what was there."""
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    name = "self_" if str(node.target) == "self" else None  # what the generated code calls the module
-    copied = graph.create_node(node.op, node.target, args, kwargs, name=name, type_expr=node.type)
+    name = "self_" if str(node.target) == "self" else None  # `self` is what the generated code calls the module
+    copied = graph.create_node(node.op, node.target, args, kwargs, name=name)
     copied.meta = {name: value for name, value in node.meta.items() if name != ASKED}
     return copied
 
@@ -343,13 +345,9 @@ def _call(
     value = _steps(graph, fact.path[: fact.at], value, values)
     if isinstance(item.made.module, nn.Linear) and (fact.at > 0 or _is_scattered(fact.source, facts)):
         value = graph.call_method("contiguous", (value,))  # one addmm, where other inputs take a mm and an add
-    if item.made.module is None:
-        value = graph.call_method("clone", (value,))
-    else:
-        value = graph.call_module(item.path, (value,))
-        value.meta["path"] = item.path
+    value = graph.call_method("clone", (value,)) if item.made.module is None else graph.call_module(item.path, (value,))
     value = _steps(graph, fact.path[fact.at :], value, values)
-    contiguous = fact.path and any(node.target == "contiguous" for node in item.region.nodes)
+    contiguous = fact.path and any(name_of(node) == "contiguous" for node in item.region.nodes)
     if contiguous or (asked and _may_lie_otherwise(item, facts)):
         value = graph.call_method("contiguous", (value,))
     return value

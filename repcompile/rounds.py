@@ -171,7 +171,8 @@ def _callable_as(model: nn.Module, result: Compilation) -> nn.Module:
     arguments = result.captured.arguments
     if not isinstance(result.module, fx.GraphModule) or arguments is None:
         return result.module
-    module = specialized(result.module, model, arguments)
+    names = tuple(str(node.target) for node in result.module.graph.find_nodes(op="placeholder"))
+    module = specialized(result.module, model, arguments, names == arguments.inputs)
     if hooked(model):
         move_hooks(model, module)
     return module

@@ -30,9 +30,15 @@ def respell(graph: fx.Graph) -> None:
             _respell(node)
 
 
+def target_of(node: fx.Node) -> Any:
+    """The function, or the name of the method, that `node` calls; None where its target is a path or an argument."""
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
 def name_of(node: fx.Node) -> str:
-    """The name of the function or the method that `node` calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    """The name of the function or the method that `node` calls, "" if it calls neither."""
+    target = target_of(node)
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 @cache
