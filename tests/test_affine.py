@@ -198,6 +198,14 @@ def test_a_tensor_is_accepted_if_torch_broadcasts_it_along_the_channels(data: st
             _ = x + tensor
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_number_may_have_an_axis_for_the_batch(n: int) -> None:
+    x, image = Affine.identity(4, n), torch.arange(4.0).double().reshape(1, 4, *[1] * n)
+    assert_equal(apply(x + torch.full([1] * (n + 2), 3.0), image), image + 3)
+    with pytest.raises(Inexact, match="is not one number for each of 4 channels"):
+        _ = Affine.identity(4, 0) + torch.ones(1, 1)  # which would give a vector an axis more
+
+
 def test_a_tensor_of_one_axis_multiplies_the_last_axis_also_when_sizes_agree() -> None:
     gain = torch.arange(4.0)
     assert_equal(apply(gain * Affine.identity(4, 0), torch.ones(4).double()), gain.double())
@@ -205,6 +213,21 @@ def test_a_tensor_of_one_axis_multiplies_the_last_axis_also_when_sizes_agree() -
         _ = gain * Affine.identity(4, 2)
     with pytest.raises(Inexact, match=r"shape \(4, 1\) is not one number for each of 4 channels before 2 axes"):
         _ = Affine.identity(4, 2) + gain[:, None]
+
+
+def test_what_a_map_does_with_positions() -> None:
+    """A matrix does nothing with them; a side without padding has no value around it, and hinders none elsewhere."""
+    matrix = Affine.linear(torch.ones(4, 4))
+    assert (matrix.crops_and_pads, matrix.widens, matrix.spreads) == (False, False, False)
+    wide = torch.ones(5, 1, 3, 1)
+    assert Affine.conv(wide, padding=[1, 0]).reads_less
+    assert not Affine.conv(wide, padding=[1, -1]).reads_less
+    x = Affine.conv(wide, padding=[1, 0]) @ Affine.diagonal(1, 2, 2.0, 1.0)
+    assert x.has_border
+    linear = x.linear_part
+    assert (linear.has_bias, linear.has_border) == (False, False)
+    image = torch.arange(12.0).double().reshape(1, 1, 4, 3)
+    assert_equal(apply(linear, image), apply(x, image) - apply(x, 0 * image))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -351,6 +374,7 @@ def test_a_map_of_a_fixed_window_is_a_matrix(data: st.DataObject, n: int) -> Non
     x = data.draw(affines(n))
     image = data.draw(images_for(x))
     matrix = x.unrolled(image.shape[2:])
+    assert type(matrix.c_in) is type(matrix.c_out) is type(x.weights) is int
     assert_equal(apply(matrix, image.flatten(1)), apply(x, image).flatten(1))
 
 
@@ -358,6 +382,7 @@ def test_a_map_of_a_fixed_window_is_a_matrix(data: st.DataObject, n: int) -> Non
 def test_a_gathered_diagonal_map_has_the_numbers_of_other_channels(data: st.DataObject, n: int) -> None:
     x, index = data.draw(diagonals(4, 1)), data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
     gathered = x.gathered(index, n)
+    assert gathered.c_in == gathered.c_out == gathered.groups == len(index)
     image = data.draw(images_for(gathered))
     gain = apply(x, torch.ones(1, 4, 1).double()) - apply(x, torch.zeros(1, 4, 1).double())
     shift = apply(x, torch.zeros(1, 4, 1).double())
@@ -462,6 +487,9 @@ def test_a_tensor_places_a_uniform_map_on_the_axis_along_which_it_varies(place: 
     assert (x.c_in, len(x.axes)) == (image.shape[place], 3 - place)
     if place == 1:
         assert_equal(apply(x, image), 2 * image * tensor)
+        shifted = Uniform(2.0, sizes=tuple(image.shape)) + tensor
+        assert isinstance(shifted, Affine)
+        assert_equal(apply(shifted, image), 2 * image + tensor)
 
 
 @law(least=0.6, data=st.data(), n=st.integers(0, 3))

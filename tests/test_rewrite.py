@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repcompile import compile_model, explain, fuse
-from repcompile.modules import ChannelAffine
+from repcompile.emit import cast
+from repcompile.modules import ChannelAffine, FixedDtype
 from repcompile.testing import randomize
 from tests.test_hostile import (
     Net,
@@ -404,3 +405,65 @@ def test_what_runs_for_its_effect_stays() -> None:
     assert_close(fused(x, x), fused(x, 2 * x))
     with pytest.raises(ValueError, match="nothing to see"):
         fused(0 * x, x)
+
+
+def test_weights_that_rounding_spoils_are_rolled_back_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(module: nn.Module, like: Any) -> nn.Module:
+        module = cast(module, like)
+        for parameter in module.parameters():
+            parameter.data *= 1.5
+        return module
+
+    monkeypatch.setattr("repcompile.rewrite.cast", spoiled)
+    (left,) = compile_model(made(lambda: nn.Sequential(conv(), norm()))).rollbacks
+    assert left.reason.startswith("with its weights rounded once it differs by ")
+
+
+def test_only_a_slice_of_an_image_is_laid_out_anew_for_a_linear() -> None:
+    """Rows that lie apart in memory cost a matrix with more axes a second operator, and a plain one nothing."""
+    plain = made(lambda: Net(lambda m, x: F.linear(x[:, :4], m.w, m.b) * 2.0, w=gain(4, 4), b=gain(4)))
+    check(plain, (image(3, 6),), (image(5, 6),), operators=1, examples=(True,))
+    image_of_rows = made(lambda: Net(lambda m, x: F.linear(x[:, :, :4], m.w, m.b) * 2.0, w=gain(4, 4), b=gain(4)))
+    check(image_of_rows, (image(3, 5, 6),), (image(5, 2, 6),), operators=2, examples=(True,))
+
+
+def test_an_entry_is_overwritten_where_nobody_else_sees_it() -> None:
+    """The convolution's result is its own, with and without a padding in front."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        y[:, 0] = 0.0
+        return y.relu()
+
+    for mode in ("zeros", "reflect"):
+        model = made(lambda mode=mode: Net(forward, conv=conv(padding_mode=mode), norm=norm()))
+        fused: Any = check(model, *images())
+        assert "overwritten" in fused.code
+
+
+def test_a_size_is_asked_of_what_is_left_and_what_is_gone_stays_gone() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        return torch.relu(m.norm(y)).reshape(y.shape[0], -1)
+
+    check(made(lambda: Net(forward, **parts())), *images(), operators=3)
+
+
+def test_an_image_alone_is_refused_where_its_positions_would_be_channels() -> None:
+    model = made(lambda: nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4)))
+    fused = check(model, (image(2, 4, 7),), (image(1, 4, 9),))
+    assert model(image(4, 4)).shape == (4, 4)
+    with pytest.raises(ValueError, match="3"):
+        fused(image(4, 4))
+
+
+def test_a_constant_of_a_fixed_dtype_stands_where_it_is_made() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.maximum(m.norm(m.conv(x)), m.table.double() * 2.0)
+
+    model = made(lambda: Net(forward, table=torch.rand(4, 1, 1), **parts())).float()
+    fused = check(model, (image(2, 4, 7, 6).float(),), (image(1, 4, 10, 9).float(),), tolerance=1e-4)
+    (place,) = [name for name, module in fused.named_modules() if isinstance(module, FixedDtype)]
+    assert place == "double_settled"
+    again = fuse(fused)
+    assert [name for name, module in again.named_modules() if isinstance(module, FixedDtype)] == [place]

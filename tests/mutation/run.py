@@ -38,7 +38,7 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fil
         ("rewrite",),
         (
             *("test_rewrite", "test_compiler", "test_numbers", "test_guesses", "test_constants", "test_questions"),
-            *("test_inplace", "test_hostile", "test_validation"),
+            *("test_inplace", "test_hostile", "test_validation", "test_names", "test_regroup"),
         ),
     ),
     "rules": (
