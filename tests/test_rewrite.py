@@ -407,16 +407,37 @@ def test_what_runs_for_its_effect_stays() -> None:
         fused(0 * x, x)
 
 
-def test_weights_that_rounding_spoils_are_rolled_back_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(module: nn.Module, like: Any) -> nn.Module:
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of three positions are rounded to other ones, so that their regions are rolled back."""
+
+    def wrongly(module: nn.Module, like: Any) -> nn.Module:
         module = cast(module, like)
         for parameter in module.parameters():
-            parameter.data *= 1.5
+            parameter.data *= 1.5 if parameter.shape[-1] == 3 else 1.0
         return module
 
-    monkeypatch.setattr("repcompile.rewrite.cast", spoiled)
+    monkeypatch.setattr("repcompile.rewrite.cast", wrongly)
+
+
+@pytest.mark.usefixtures("spoiled")
+def test_weights_that_rounding_spoils_are_rolled_back_with_the_error() -> None:
     (left,) = compile_model(made(lambda: nn.Sequential(conv(), norm()))).rollbacks
     assert left.reason.startswith("with its weights rounded once it differs by ")
+
+
+@pytest.mark.usefixtures("spoiled")
+def test_what_was_there_for_each_of_its_readers_is_one_again_when_they_cannot_have_it() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        y, z = m.norm(torch.relu(x)), m.norm2(torch.abs(x))
+        return torch.tanh(m.q(y)), torch.sin(m.k(y)), torch.exp(m.v(z)), torch.erf(m.w(z))
+
+    narrow = {"v": conv(size=1), "w": conv(size=1)}
+    wide = {"q": conv(padding=0), "k": conv(padding=0)}
+    result = compile_model(made(lambda: Net(forward, norm=norm(), norm2=norm(), **wide, **narrow)))
+    assert len(result.rollbacks) == 2
+    expected = ["abs", "erf", "exp", "k", "norm", "q", "relu", "sin", "tanh", "v", "w"]
+    assert sorted(run_by(result.module)) == expected
 
 
 def test_only_a_slice_of_an_image_is_laid_out_anew_for_a_linear() -> None:
