@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ from repcompile.facts import Facts
 from repcompile.regions import Region
 
 RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
+UNSAYABLE = re.compile(r'["\\\x00-\x1f]')  # between quotation marks
 # What generated code says, beside the builtin functions that it calls: an argument of that name would hide it.
 SPOKEN = frozenset(
     (
@@ -48,11 +50,53 @@ def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured) -> dict[fx.No
     return names
 
 
-def safe(path: str) -> str:
-    """The path, where neither a GraphModule nor its generated code needs the names for itself."""
-    first, *rest = path.split(".")
-    first = f"{first}_" if hasattr(fx.GraphModule, first) or first in RESERVED else first
-    return ".".join(f"{name}_" if keyword.iskeyword(name) else name for name in (first, *rest))
+class Places:
+    """Where a fused model has what the model has: at the same path, but for names that cannot be used there.
+
+    A graph module and its generated code need some names for themselves, and cannot say others. What has one of these
+    gets another one, that nothing beside it has.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        """paths: all that the model has."""
+        self._names: dict[str, dict[str, str]] = {"": {}}  # path of an owner -> name inside -> the name that it gets
+        self._taken: dict[str, set[str]] = {"": set()}
+        changed: list[str] = []
+        for path in paths:
+            for part in (*_prefixes(path), path):
+                owner, _, name = part.rpartition(".")
+                if _sayable(name, owner) == name:
+                    self._give(owner, name, name)
+                else:
+                    changed.append(part)
+        for part in changed:
+            self(part)
+
+    def __call__(self, path: str) -> str:
+        """The place of what is at `path`."""
+        owner, names = "", list[str]()
+        for name in path.split("."):
+            given = self._names.get(owner, {}).get(name)
+            names.append(self._give(owner, name, _sayable(name, owner)) if given is None else given)
+            owner = f"{owner}.{name}" if owner else name
+        return ".".join(names)
+
+    def _give(self, owner: str, name: str, wish: str) -> str:
+        names, taken = self._names.setdefault(owner, {}), self._taken.setdefault(owner, set())
+        while name not in names and wish in taken:
+            wish += "_"
+        taken.add(names.setdefault(name, wish))
+        return names[name]
+
+
+def places_of(captured: Captured) -> Places:
+    return Places((*captured.modules, *captured.constants))
+
+
+def _sayable(name: str, owner: str) -> str:
+    """The name, or one like it."""
+    reserved = not owner and (hasattr(fx.GraphModule, name) or name in RESERVED)
+    return f"{UNSAYABLE.sub('_', name)}_" if reserved or keyword.iskeyword(name) or UNSAYABLE.search(name) else name
 
 
 def rename_arguments(graph: fx.Graph) -> None:

@@ -32,7 +32,7 @@ from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
 from repcompile.modules import ChannelAffine, FixedDtype, of_rank
-from repcompile.names import names_of_regions, names_of_tensors, rename_arguments, safe
+from repcompile.names import names_of_regions, names_of_tensors, places_of, rename_arguments
 from repcompile.outcomes import outcome_of
 from repcompile.paths import Fact, Step
 from repcompile.plan import Plan
@@ -201,29 +201,29 @@ def _assembled(
     graph, constants, fixed = _new_graph(captured, facts, {item.region.sink: item for item in done})
     new = {item.path: item.made.module for item in done if item.made.module is not None}
     write_again(graph, {**captured.classes, **{path: _class_of(module) for path, module in new.items()}})
-    memo: dict[int, Any] = {}
+    memo, place = dict[int, Any](), places_of(captured)
     root = nn.Module()
     for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
-            _place(root, safe(path), new[path] if path in new else _copied(captured, node, memo))
-            node.target = safe(path)
+            _place(root, place(path), new[path] if path in new else _copied(captured, node, memo))
+            node.target = place(path)
         elif node.op == "get_attr" and str(node.target) in fixed:
-            _place(root, safe(_holder(node)), FixedDtype(constants[str(node.target)].detach().clone()))
-            node.op, node.target = "call_module", safe(_holder(node))
+            _place(root, place(_holder(node)), FixedDtype(constants[str(node.target)].detach().clone()))
+            node.op, node.target = "call_module", place(_holder(node))
             node.meta[STORED] = True
         elif node.op == "get_attr":
-            path, node.target = str(node.target), safe(str(node.target))
-            _place(root, safe(path), copy.deepcopy(constants[path], memo))
+            path, node.target = str(node.target), place(str(node.target))
+            _place(root, place(path), copy.deepcopy(constants[path], memo))
     for path, part in inner.items():
-        root.set_submodule(safe(path), part)
+        root.set_submodule(place(path), part)
     module = Fused(root, graph, captured.name)
     keep(module, captured.attributes)
     for part in module.modules():  # the user's modules keep their own flags
         if part is module or type(part) is nn.Module:
             part.training = False
     buffers = {name for name, _ in module.named_buffers()}
-    for path in buffers.intersection(map(safe, captured.transient)):
+    for path in buffers.intersection(map(place, captured.transient)):
         owner, _, field = path.rpartition(".")
         if path.startswith(KEPT):  # a plain tensor, which `.to` leaves alone
             object.__setattr__(module, path, module._buffers.pop(path))

@@ -22,7 +22,7 @@ from repcompile.errors import ModelError, Untraceable, VerificationError
 from repcompile.execute import execute
 from repcompile.exporting import Exported, exported
 from repcompile.facts import Facts, affine_facts
-from repcompile.names import safe
+from repcompile.names import places_of
 from repcompile.opaque import exchangeable_children
 from repcompile.plan import Plan, choose
 from repcompile.regions import Region, candidate_regions
@@ -140,7 +140,7 @@ def _with_later(first: Compilation, inputs: Inputs | None, settings: Settings) -
     renamed = replace(
         settings,
         rules=settings.rules - settings.rules.rewrites,
-        selection=settings.selection.renamed(safe),
+        selection=settings.selection.renamed(places_of(first.captured)),
         rounds=settings.rounds - 1,
     )
     if not _promises_more(first.module, inputs, renamed):

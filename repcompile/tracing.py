@@ -37,7 +37,7 @@ from repcompile.spelling import name_of
 from repcompile.statements import KeptStatement
 from repcompile.wrappers import own_call, wrapped
 
-KEPT = "constant_"  # names of tensors that no module registers
+KEPT = "unregistered_"  # begins the names of tensors that no module registers, and of nothing else
 SEVERAL = frozenset(  # operators that return tuples or lists
     (
         *("split", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "topk", "sort", "mode", "kthvalue"),
@@ -78,6 +78,8 @@ def trace(
         raise ModelError(f"{type(model).__name__} cannot be copied ({error}), so it cannot be compiled") from error
     if not {id(module) for module in model.modules()}.isdisjoint(map(id, shell.modules())):
         raise ModelError(f"{type(model).__name__} has a module that deepcopy does not copy, so it cannot be compiled")
+    if any(name.startswith(KEPT) for part in (shell._parameters, shell._buffers, shell._modules) for name in part):
+        raise Untraceable(f"what it calls {KEPT}... is registered")
     own = _originals(shell, model)
     tracer = _Tracer(shell, leaves, frozenset(opaque))
     tracer.run(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import keyword
 import math
 import operator
 import pickle
@@ -10,12 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from repcompile import explain, fuse
 from repcompile.capture import capture
-from repcompile.names import rename_arguments
+from repcompile.names import Places, rename_arguments
 from repcompile.spelling import name_of, target_of
 from tests.test_hostile import Net, assert_close, check, conv, gain, image, images, made, norm
 
@@ -171,3 +175,70 @@ def test_a_module_called_self_does_not_hide_the_model() -> None:
     model: Any = Net(lambda self, x: self.norm(self._modules["self"](x).relu()), norm=nn.Sequential(conv(), norm()))
     model.add_module("self", conv())
     assert norms(check(made(lambda: model), *images())) == 0
+
+
+PAIRS = [("class", "class_"), ("graph", "graph_"), ("meta", "meta_"), ("meta_", "meta"), ('"', "_"), ("code", "code__")]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("names", PAIRS)
+def test_what_gets_another_name_takes_nobody_elses(names: tuple[str, str], nested: bool) -> None:
+    """A graph module keeps `graph` and `code` for itself, and generated code cannot say `class`."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        owner = self.inside if nested else self
+        one, other = (owner._modules[name] for name in names)
+        return torch.relu(one(x)) + torch.tanh(other(x))
+
+    def build() -> nn.Module:
+        model = Net(forward, inside=nn.ModuleDict()) if nested else Net(forward)
+        owner: Any = model.inside if nested else model
+        for name in names:
+            nn.Module.add_module(owner, name, nn.Sequential(conv(), norm()))
+        return model
+
+    fused = check(made(build), *images())
+    assert norms(fused) == 0
+    assert list(fuse(fused).state_dict()) == list(fused.state_dict())
+
+
+NAMES = st.sampled_from(["graph", "graph_", "graph__", "class", "class_", "class__", "x", "x_", '"', "\\", "_", "__"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(".".join)
+
+
+@given(st.lists(PATHS), st.lists(PATHS, min_size=1))
+def test_places_are_as_many_as_paths_and_stay_where_they_are(known: list[str], more: list[str]) -> None:
+    places = Places(known)
+    found = {path: places(path) for path in (*more, *known)}
+    assert len(set(found.values())) == len(found)
+    assert found == {path: places(path) for path in found}
+    again = Places(found.values())
+    assert all(again(place) == place for place in found.values()), "so that a second round changes nothing"
+    for path, place in found.items():
+        owner, _, name = place.rpartition(".")
+        assert owner == places(path.rpartition(".")[0])
+        assert name.isidentifier()
+        assert not keyword.iskeyword(name)
+        assert owner or not hasattr(fx.GraphModule, name)
+        if path in known and path in ("x", "x_", "x.graph", "x.x", "x_.graph_", "_", "x._"):
+            assert place == path
+
+
+@pytest.mark.parametrize("name", ["unregistered_0", "constant_0", "root_fused", "double_settled", "conv_fused"])
+def test_what_the_compiler_names_is_not_what_the_model_has(name: str) -> None:
+    """A tensor that nobody registers, one that is computed, and a region without a place of its own."""
+    table = torch.rand(4, 1, 1, dtype=torch.float64)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = torch.maximum(self.norm(self.conv(x)), table) * 2.0
+        return torch.relu((y + 1.0) * getattr(self, name)) + torch.minimum(y, self.table.double() * 2.0)
+
+    for part in (gain(4, 1, 1), torch.rand(4, 1, 1)):
+        parts = {name: part, "table": torch.rand(4, 1, 1), "conv": conv(), "norm": norm()}
+        model = made(lambda parts=parts: Net(forward, **parts))
+        fused = check(model, *images())
+        assert norms(fused) == 0
+    module = made(
+        lambda: Net(lambda m, x: torch.maximum(getattr(m, name)(x), table), **{name: nn.Sequential(conv(), norm())})
+    )
+    check(module, *images())
