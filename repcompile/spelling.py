@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from enum import Enum
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,8 @@ ADDITIONS = (operator.add, torch.add, "add")
 SUBTRACTIONS = (operator.sub, torch.sub, "sub")
 MULTIPLICATIONS = (operator.mul, torch.mul, "mul")
 DIVISIONS = (operator.truediv, torch.div, "div")
+SAID = (int, float, complex, str)
+PLAIN = (*SAID, bool)
 
 
 def respell(graph: fx.Graph) -> None:
@@ -39,6 +42,17 @@ def name_of(node: fx.Node) -> str:
     """The name of the function or the method that `node` calls, "" if it calls neither."""
     target = target_of(node)
     return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def is_derived(value: Any) -> bool:
+    """Whether it is a number or a text of a class that is derived from Python's, as `np.float64` is."""
+    return isinstance(value, SAID) and type(value) not in PLAIN and not isinstance(value, Enum)
+
+
+def as_it_is_said(value: Any) -> Any:
+    """The number or text alone, as code would say its class's name; torch's operators see no difference."""
+    kind: Any = next((cls for cls in SAID if isinstance(value, cls)), None)
+    return kind(value) if is_derived(value) else value
 
 
 @cache

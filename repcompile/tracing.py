@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
 from repcompile.arguments import Arguments
@@ -33,7 +34,7 @@ from repcompile.outputs import require_plain
 from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
 from repcompile.questions import asks_for_identity, asks_for_type
 from repcompile.reasons import reason_of
-from repcompile.spelling import name_of
+from repcompile.spelling import as_it_is_said, is_derived, name_of
 from repcompile.statements import KeptStatement
 from repcompile.wrappers import own_call, wrapped
 
@@ -148,6 +149,7 @@ class _Tracer(fx.Tracer):
         self._leaves = leaves
         self._opaque = opaque
         self._path = ""
+        self._derived = False  # whether an argument is one that `as_it_is_said` changes
         self._made: dict[str, Value] = {}
         self._names = {id(t): name for name, t in (*shell.named_buffers(), *shell.named_parameters())}
         self._kept: list[Tensor] = []
@@ -275,12 +277,18 @@ class _Tracer(fx.Tracer):
         if is_dataclass(a) and isinstance(a, dict):  # as transformers' outputs are; torch.fx would make a dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
             return self.create_node("call_function", type(a), (), given)
+        self._derived |= is_derived(a)
         return self.constant(a).node if isinstance(a, Tensor) else super().create_arg(a)
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
         if _context() != self._context:
             raise self.refusal("switches gradients or autocast")
-        node = super().create_node(*args, **kwargs)
+        if self._derived:
+            self._derived = False
+            if kind not in ("call_function", "call_method") or isinstance(target, type):
+                raise self.refusal("passes on a number of a class that generated code cannot name")
+            args, kwargs = map_aggregate((args, kwargs), as_it_is_said)
+        node = super().create_node(kind, target, args, kwargs, *more, **options)
         node.meta["path"] = self._path
         return node
 

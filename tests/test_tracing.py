@@ -8,7 +8,7 @@ import itertools
 import random
 import types
 from collections.abc import Callable
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -790,3 +790,54 @@ def test_the_class_of_what_stays_python_is_not_known() -> None:
     for call in images():
         assert_close(fused(*call), model(*call))
     assert "asks for the class of what a module that stays Python returns" in explain(model).left[0].reason
+
+
+class Near(str, Enum):
+    near = "nearest"
+
+
+class Twice(int):
+    """A whole number of a class of its own."""
+
+
+DERIVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a root": lambda m, x: torch.relu(m.norm(m.conv(x)) * np.sqrt(2.0)),
+    "behind": lambda m, x: torch.relu(np.sqrt(2.0) - m.norm(m.conv(x)) / np.float64(3.0)),
+    "no operator of the algebra": lambda m, x: m.norm(m.conv(x)).clamp(np.float64(-1.0), max=np.float64(0.5)),
+    "in a list": lambda m, x: F.pad(torch.relu(m.norm(m.conv(x))), [Twice(1), Twice(2)], "constant", np.float64(2.0)),
+    "complex": lambda m, x: (m.norm(m.conv(x)) * np.complex128(2.0 + 1.0j)).abs(),
+    "a text": lambda m, x: F.interpolate(m.norm(m.conv(x)), scale_factor=Twice(2), mode=str(np.str_("nearest"))),
+    "a text of numpy": lambda m, x: F.interpolate(
+        m.norm(m.conv(x)).tanh(), scale_factor=Twice(2), mode=np.str_("nearest")
+    ),
+    "an enumeration": lambda m, x: F.interpolate(m.norm(m.conv(x)).tanh(), scale_factor=2, mode=Near.near),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_number_of_a_derived_class_is_that_number(name: str) -> None:
+    """`np.float64` is a float whose text is no literal."""
+    fused = check(made(lambda: Net(DERIVED[name], conv=conv(), norm=norm())), *images())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
+
+
+def test_python_gets_the_number_with_its_class() -> None:
+    class Classed(nn.Module):
+        def forward(self, x: Tensor, number: float) -> Tensor:
+            if float(x.sum()) > 1e9:  # stays Python
+                return x
+            return x * (2.0 if isinstance(number, np.float64) else 3.0)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        return m.classed(y, np.float64(1.0)) + 1.0  # type: ignore[no-any-return]
+
+    check(made(lambda: Net(forward, conv=conv(), norm=norm(), classed=Classed())), *images())
+
+
+def test_the_caller_gets_the_number_with_its_class() -> None:
+    model = made(lambda: Net(lambda m, x: (m.norm(m.conv(x)), {"scale": np.float64(2.0)}), conv=conv(), norm=norm()))
+    (x,) = images()[0]
+    for fused in (fuse(model), fuse(model, (x,))):
+        assert_close(fused(x)[0], model(x)[0])
+        assert type(fused(x)[1]["scale"]) is np.float64
