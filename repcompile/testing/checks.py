@@ -208,8 +208,10 @@ def _pattern_of(
             continue
         if node.op == "get_attr":
             given = examples.get(str(node.target), side.captured.constants.get(str(node.target)))
-            root.register_buffer(str(node.target), given)
-        values[node] = graph.node_copy(node, values.__getitem__)
+            root.register_buffer(f"given_{node.target}", given)
+            values[node] = graph.get_attr(f"given_{node.target}")
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
     model = fx.GraphModule(root, graph)
     return model.eval()
 
