@@ -97,7 +97,8 @@ class _Editor:
             own, whole = self._fact(user, node), self._fact(user, source)
             if own is None or whole is None or not depth:
                 return False
-            if user in self._facts.steps or not isinstance(own.map, Affine) or own.map.is_diagonal:
+            moves = user in self._facts.steps or (user in self._facts.rules and self._facts.rules[user].copies)
+            if moves or not isinstance(own.map, Affine) or own.map.is_diagonal:
                 if not self._is_taken_in(user, node, source, depth - 1):
                     return False
             elif not isinstance(whole.map, Affine) or whole.map.has_border or whole.map.weights > own.map.weights:

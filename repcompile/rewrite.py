@@ -334,9 +334,7 @@ def _reads(node: fx.Node, rewritten: dict[fx.Node, Rewritten]) -> set[fx.Node]:
     return arguments | {fact.source}
 
 
-def _call(
-    graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], facts: Facts, asked: bool = False
-) -> fx.Node:
+def _call(graph: fx.Graph, item: Rewritten, values: dict[fx.Node, fx.Node], facts: Facts, asked: bool) -> fx.Node:
     """asked: whether something that stays Python may depend on how the result lies in memory."""
     fact: Fact = item.region.fact
     value = values[fact.source]
