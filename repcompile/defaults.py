@@ -54,11 +54,11 @@ class Others:
             _put(self.model, path, _get(fused, path))
         self.versions = _versions(fused)
         for part in self._specialized():
-            part.tie_others()
+            part._tie_others()
 
     def follow(self, function: Callable[[Tensor], Tensor], fused: nn.Module) -> None:
         """Do to the own tensors what was done to those of `fused`."""
-        inner = [(part.others, part.others.stale) for part in self._specialized() if part.others is not None]
+        inner = [(part._others, part._others.stale) for part in self._specialized() if part._others is not None]
         for path in self.shared:
             _put(self.model, path, None)
         self.model._apply(function)
@@ -72,27 +72,27 @@ class Others:
 
 
 class Specialized(Fused):
-    """Runs its graph when it is called as `arguments` says, and `otherwise` when it is called in another way."""
+    """Runs its graph when it is called as its `_way` says, and `otherwise` when it is called in another way."""
 
     if TYPE_CHECKING:  # torch.jit.script reads what is annotated here
-        arguments: Way
-        others: Others | None
+        _way: Way
+        _others: Others | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        values = self.arguments.values(args, kwargs)
-        if values is None or not self.arguments.fits(self):
+        values = self._way.values(args, kwargs)
+        if values is None or not self._way.fits(self):
             return self.otherwise(*args, **kwargs)
-        return self.arguments.result(super().__call__(*values))
+        return self._way.result(super().__call__(*values))
 
-    def tie_others(self) -> None:
+    def _tie_others(self) -> None:
         """Take the weights as they are for those that were fused."""
-        if self.others is not None:
-            self.others.tie(self)
+        if self._others is not None:
+            self._others.tie(self)
 
     @property
     def otherwise(self) -> nn.Module:
         """The model as it was.  Raises ModelError if it is not there any more, or the weights have changed since."""
-        others = self.others
+        others = self._others
         if others is None:
             raise ModelError("the fused model is called in a way that it was not compiled for")
         if others.stale or others.versions != _versions(self):
@@ -104,10 +104,10 @@ class Specialized(Fused):
 
     @otherwise.deleter
     def otherwise(self) -> None:
-        vars(self)["others"] = None
+        vars(self)["_others"] = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        others = self.others
+        others = self._others
         changed = others is not None and others.versions != _versions(self)
         super()._apply(fn, recurse)
         if others is not None:
@@ -116,22 +116,22 @@ class Specialized(Fused):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        if self.others is not None:
+        if self._others is not None:
             mine = self.state_dict()
             given = {name: state_dict.get(f"{prefix}{name}") for name in mine}
             same = all(value is None or _same(value, mine[name]) for name, value in given.items())
-            self.others.stale |= not same or self.others.versions != _versions(self)
+            self._others.stale |= not same or self._others.versions != _versions(self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Specialized:
         result: Any = super().__deepcopy__(memo)
-        vars(result).update(arguments=self.arguments, others=copy.deepcopy(self.others, memo))
+        vars(result).update(_way=self._way, _others=copy.deepcopy(self._others, memo))
         _watch(result, self)
         return result
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        changed = self.others is not None and self.others.versions != _versions(self)
-        return _restored, (super().__reduce__(), self.arguments, self.others, changed)
+        changed = self._others is not None and self._others.versions != _versions(self)
+        return _restored, (super().__reduce__(), self._way, self._others, changed)
 
 
 def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way, named: bool) -> fx.GraphModule:
@@ -145,14 +145,14 @@ def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way, named: 
 def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> Specialized:
     """`fused` for calls as `arguments` says, and `otherwise`, which is taken over, for the other ones."""
     result = of_class(Specialized, fused)
-    vars(result).update(arguments=arguments, others=Others(otherwise, fused))
+    vars(result).update(_way=arguments, _others=Others(otherwise, fused))
     _watch(result)
     return result
 
 
 def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, changed: bool) -> Specialized:
     result = of_class(Specialized, reduced[0](*reduced[1]))
-    vars(result).update(arguments=arguments, others=others)
+    vars(result).update(_way=arguments, _others=others)
     _watch(result)
     if others is not None:
         others.stale |= changed
@@ -162,16 +162,16 @@ def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, c
 def _watch(module: Specialized, original: Specialized | None = None) -> None:
     """Notice when weights are loaded; remember how they are now."""
     vars(module)["_load_state_dict_post_hooks"] = type(module._load_state_dict_post_hooks)({0: _after_loading})
-    if module.others is not None:
-        if original is not None and original.others is not None:
-            module.others.stale |= original.others.versions != _versions(original)
-        module.others.tie(module)
+    if module._others is not None:
+        if original is not None and original._others is not None:
+            module._others.stale |= original._others.versions != _versions(original)
+        module._others.tie(module)
 
 
 def _after_loading(module: Any, keys: Any) -> None:
     """`_load_from_state_dict` has compared."""
-    if module.others is not None:
-        module.others.tie(module)
+    if module._others is not None:
+        module._others.tie(module)
 
 
 def _equal(model: nn.Module, fused: nn.Module) -> Iterator[str]:

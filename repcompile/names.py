@@ -11,10 +11,16 @@ from torch import fx
 
 from repcompile.affine import Affine
 from repcompile.capture import Captured
+from repcompile.defaults import Specialized
 from repcompile.facts import Facts
 from repcompile.regions import Region
 
-RESERVED = frozenset(("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"))
+RESERVED = frozenset(  # beside the names of the class
+    (
+        *("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"),
+        *("_way", "_others", "_keeps"),
+    )
+)
 UNSAYABLE = re.compile(r'["\\\x00-\x1f]')  # between quotation marks
 # What generated code says, beside the builtin functions that it calls: an argument of that name would hide it.
 SPOKEN = frozenset(
@@ -95,7 +101,7 @@ def places_of(captured: Captured) -> Places:
 
 def _sayable(name: str, owner: str) -> str:
     """The name, or one like it."""
-    reserved = not owner and (hasattr(fx.GraphModule, name) or name in RESERVED)
+    reserved = not owner and (hasattr(Specialized, name) or name in RESERVED)
     return f"{UNSAYABLE.sub('_', name)}_" if reserved or keyword.iskeyword(name) or UNSAYABLE.search(name) else name
 
 

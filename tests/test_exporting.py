@@ -151,9 +151,9 @@ def test_another_example_another_side_of_the_branch(name: str) -> None:
 def test_it_answers_other_sizes_itself() -> None:
     fused = fuse(network(branches_on_the_batch), (image(1, 4, 6, 8),))
     assert isinstance(fused, Specialized)
-    answered = [fused.arguments.values((image(n, 4, 9, 5),), {}) is not None for n in (1, 2, 3)]
+    answered = [fused._way.values((image(n, 4, 9, 5),), {}) is not None for n in (1, 2, 3)]
     assert answered == [True, True, False]
-    assert fused.arguments.values((image(1, 4, 9),), {}) is None
+    assert fused._way.values((image(1, 4, 9),), {}) is None
 
 
 @pytest.mark.parametrize("example", [(), (image(1, 4, 6, 8),)], ids=["without mask", "with mask"])

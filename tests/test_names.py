@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from repcompile import explain, fuse
 from repcompile.capture import capture
+from repcompile.defaults import Specialized
 from repcompile.names import Places, rename_arguments
 from repcompile.spelling import name_of, target_of
 from tests.test_hostile import Net, assert_close, check, conv, gain, image, images, made, norm
@@ -103,7 +104,7 @@ def test_a_name_that_hides_nothing_is_kept_and_no_second_model_is_needed(name: s
     fused = fuse(made(type("Called", (Shifted,), {"forward": space["forward"]})))
     assert isinstance(fused, fx.GraphModule)
     assert [node.target for node in fused.graph.find_nodes(op="placeholder")] == [name]
-    assert not hasattr(fused, "others")
+    assert not hasattr(fused, "_others")
 
 
 @pytest.mark.parametrize("names", [("inf",), ("inf", "inf_"), ("inf_", "inf"), ("x", "y"), ("max", "max_", "max__")])
@@ -219,7 +220,7 @@ def test_places_are_as_many_as_paths_and_stay_where_they_are(known: list[str], m
         assert owner == places(path.rpartition(".")[0])
         assert name.isidentifier()
         assert not keyword.iskeyword(name)
-        assert owner or not hasattr(fx.GraphModule, name)
+        assert owner or not hasattr(Specialized, name)
         if path in known and path in ("x", "x_", "x.graph", "x.x", "x_.graph_", "_", "x._"):
             assert place == path
 
@@ -242,3 +243,27 @@ def test_what_the_compiler_names_is_not_what_the_model_has(name: str) -> None:
         lambda: Net(lambda m, x: torch.maximum(getattr(m, name)(x), table), **{name: nn.Sequential(conv(), norm())})
     )
     check(module, *images())
+
+
+class Masked(nn.Module):
+    """With a part of any name, and another way of calling it."""
+
+    def __init__(self, name: str, part: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.name = conv(), norm(), name
+        setattr(self, name, part)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y, part = torch.relu(self.norm(self.conv(x))), getattr(self, self.name)
+        y = torch.tanh(part(y)) if isinstance(part, nn.Module) else torch.maximum(y, part)
+        return y if mask is None else y * mask
+
+
+@pytest.mark.parametrize("name", ["others", "arguments", "otherwise", "_others", "_way", "_tie_others", "_keeps"])
+def test_what_a_fused_model_keeps_for_itself_hides_nothing(name: str) -> None:
+    for part in (lambda: nn.Sequential(conv(), norm()), lambda: gain(4, 1, 1)):
+        model = made(lambda part=part: Masked(name, part()))
+        fused = check(model, *images())
+        assert norms(fused) == 0
+        for (x,) in images():
+            assert_close(fused(x, mask=x), model(x, mask=x))
