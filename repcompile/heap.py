@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-KEPT = 32 << 20  # bytes that may be made before the holes among them are given back
+EVERY = 32 << 20  # bytes that may be made before the holes among them are given back
 
 
 class Heap:
@@ -21,12 +21,13 @@ class Heap:
     def grown(self, count: int) -> None:
         """Take note of so many bytes that stay."""
         self._made += count
-        if self._made > KEPT:
+        if self._made > EVERY:
             self._made = 0
             give_back()
 
 
-def give_back() -> bool:
-    """Whether there was something to give back, and an allocator that could; only glibc's keeps that much."""
+def give_back() -> None:
+    """Of what is free, as much as the allocator offers; only glibc's keeps that much."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    return trim is not None and bool(trim(ctypes.c_size_t(0)))
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from torch import fx
 
@@ -65,34 +65,23 @@ class Places:
 
     def __init__(self, paths: Iterable[str]) -> None:
         """paths: all that the model has."""
-        self._names: dict[str, dict[str, str]] = {"": {}}  # path of an owner -> name inside -> the name that it gets
-        self._taken: dict[str, set[str]] = {"": set()}
-        changed: list[str] = []
-        for path in paths:
-            for part in (*_prefixes(path), path):
-                owner, _, name = part.rpartition(".")
-                if _sayable(name, owner) == name:
-                    self._give(owner, name, name)
-                else:
-                    changed.append(part)
-        for part in changed:
+        self._names: dict[str, dict[str, str]] = {}  # path of an owner -> name inside -> the name that it gets
+        self._taken: dict[str, set[str]] = {}
+        parts = dict.fromkeys(part for path in paths for part in (*_prefixes(path), path))
+        for part in sorted(parts, key=_renamings):  # who keeps its name comes first
             self(part)
 
     def __call__(self, path: str) -> str:
         """The place of what is at `path`."""
-        owner, names = "", list[str]()
+        owner, place = "", list[str]()
         for name in path.split("."):
-            given = self._names.get(owner, {}).get(name)
-            names.append(self._give(owner, name, _sayable(name, owner)) if given is None else given)
+            names, taken = self._names.setdefault(owner, {}), self._taken.setdefault(owner, set())
+            if name not in names:
+                names[name] = _free(_sayable(name, owner), taken)
+                taken.add(names[name])
+            place.append(names[name])
             owner = f"{owner}.{name}" if owner else name
-        return ".".join(names)
-
-    def _give(self, owner: str, name: str, wish: str) -> str:
-        names, taken = self._names.setdefault(owner, {}), self._taken.setdefault(owner, set())
-        while name not in names and wish in taken:
-            wish += "_"
-        taken.add(names.setdefault(name, wish))
-        return names[name]
+        return ".".join(place)
 
 
 def places_of(captured: Captured) -> Places:
@@ -105,6 +94,19 @@ def _sayable(name: str, owner: str) -> str:
     return f"{UNSAYABLE.sub('_', name)}_" if reserved or keyword.iskeyword(name) or UNSAYABLE.search(name) else name
 
 
+def _renamings(path: str) -> int:
+    """How many of its names cannot stay."""
+    first, *rest = path.split(".")
+    return (_sayable(first, "") != first) + sum(_sayable(name, first) != name for name in rest)
+
+
+def _free(wish: str, taken: Container[str]) -> str:
+    """The first that is free of a name, the name with an underscore behind it, with two, ..."""
+    while wish in taken:
+        wish += "_"
+    return wish
+
+
 def rename_arguments(graph: fx.Graph) -> None:
     """Name inputs otherwise that hide what the graph's code says."""
     placeholders = graph.find_nodes(op="placeholder")
@@ -113,14 +115,8 @@ def rename_arguments(graph: fx.Graph) -> None:
     for node in placeholders:
         name = str(node.target)
         if name in spoken:
-            node.target = next(free for free in _longer(name) if free not in spoken | taken)
+            node.target = _free(name, spoken | taken)
             taken.add(node.target)
-
-
-def _longer(name: str) -> Iterator[str]:
-    while True:
-        name += "_"
-        yield name
 
 
 def _wishes(region: Region, facts: Facts) -> tuple[str, str]:
