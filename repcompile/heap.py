@@ -1,7 +1,8 @@
 """Memory that was let go, given back to the system.
 
-Weights are made among the larger temporaries of their folds, and outlive them. glibc's allocator keeps what was let go
-in between, others in each run: up to a third of the memory of a model of one gigabyte and its fused model.
+Weights are made among the larger temporaries of their folds, and outlive them; a copy of a weight is let go after its
+use, and something small that lies in its place keeps the next one out. glibc's allocator keeps what was let go, others
+in each run: up to a third of the memory of a model of one gigabyte and its fused model.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 import ctypes
 import sys
 
-EVERY = 32 << 20  # bytes that may be made before the holes among them are given back
+EVERY = 16 << 20  # bytes that may be made before the holes among them are given back
+_made = 0  # since then: the allocator is one for the whole process
 
 
-class Heap:
-    """Where weights are made one after the other. What lies between them goes back to the system now and then."""
-
-    def __init__(self) -> None:
-        self._made = 0
-
-    def grown(self, count: int) -> None:
-        """Take note of so many bytes that stay."""
-        self._made += count
-        if self._made > EVERY:
-            self._made = 0
-            give_back()
+def allocated(count: int) -> None:
+    """Take note of a weight, or a copy of one, of so many bytes. Now and then, what was let go is given back."""
+    global _made  # threads may lose a note: it only comes later then
+    _made += count
+    if _made > EVERY:
+        _made = 0
+        give_back()
 
 
 def give_back() -> None:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from repcompile.copies import TABLES, duplicate
 from repcompile.errors import ModelError
+from repcompile.heap import allocated
 
 Convert = Callable[[nn.Module], nn.Module]  # changes dtypes, as `nn.Module.double` does
 Change = Callable[[Tensor, int], None]  # of a tensor, in place; and its number among the parameters, then the buffers
@@ -91,6 +92,7 @@ class _Lender(dict[str, Any]):
             return like
         weight, number = self.sources[name]
         copy = weight.detach().to(like.device, like.dtype, copy=True)
+        allocated(copy.nbytes)
         with torch.no_grad():
             self.change(copy, number)
         return nn.Parameter(copy, requires_grad=like.requires_grad)

@@ -27,7 +27,7 @@ from repcompile.errors import Inexact
 from repcompile.facts import Facts
 from repcompile.fold import fold, leaves_of
 from repcompile.graphs import Fused, keep
-from repcompile.heap import Heap
+from repcompile.heap import allocated
 from repcompile.inplace import is_fresh, returned, write_again
 from repcompile.inquiries import ASKED, question_of
 from repcompile.interpret import Remembering
@@ -107,11 +107,11 @@ def rewrite(
     """
     emitted: list[tuple[Region, Emitted]] = []
     rollbacks: list[Rollback] = []
-    known, trial, heap = {} if known is None else known, Trial(captured, facts, rules), Heap()
+    known, trial = {} if known is None else known, Trial(captured, facts, rules)
     for region in plan.chosen:
         if region not in known:
             known[region] = _tried(region, captured, facts, trial)
-            heap.grown(_bytes_of(known[region]))
+            allocated(_bytes_of(known[region]))
         result = known[region]
         if isinstance(result, str):
             rollbacks.append(Rollback(region, result))
