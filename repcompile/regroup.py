@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
@@ -338,7 +339,7 @@ class _Editor:
         return torch.get_default_dtype() if tensor is None else tensor.dtype
 
     def _absorbs(self, value: fx.Node, n_axes: int | None = None, width: int | None = None) -> bool:
-        """Whether `value` is a convolution or the like that only one reads.
+        """Whether `value` is a convolution or the like that is read once.
 
         n_axes: behind the channels of what it is to take in: a Linear along the last axis takes nothing along the
         first.  width: what is broadcast to so many channels is none.
@@ -347,7 +348,7 @@ class _Editor:
         there = None if n_axes is None else self._width(value, n_axes)
         fits = width is None or (there in (None, width) and all(x.c_out == width for _, x in known[:1]))
         weighs = any((n_axes in (None, len(x.axes)) or path) and not x.is_diagonal for path, x in known)
-        return len(value.users) == 1 and fits and weighs
+        return _is_read_once(value) and fits and weighs
 
     def _over_sum(
         self, node: fx.Node, terms: Sequence[Term], first: int, near: Affine, numbers: _Numbers | fx.Node
@@ -458,8 +459,11 @@ def _only_dim(node: fx.Node) -> Any:
 
 
 def _is_read_once(node: fx.Node) -> bool:
-    """By one operator, and there in one place: what is added to itself is there for both."""
-    return len(node.users) == 1 and next(iter(node.users)).args.count(node) == 1
+    """By one operator, and there in one place: what is added to itself, or stands beside itself, is there for both."""
+    places = list[fx.Node]()
+    for user in node.users:
+        map_arg((user.args, user.kwargs), lambda operand: places.append(operand) or operand)
+    return places.count(node) == 1
 
 
 def _addable(left: Fact, right: Fact) -> bool:

@@ -61,3 +61,14 @@ def test_a_norm_stays_behind_a_sum_with_one_channel_that_is_broadcast() -> None:
 
     model = made(lambda: Net(forward, one=nn.Conv2d(4, 1, 3, padding=1), norm=norm()))
     check(model, *images(), operators=5)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_norm_goes_into_what_is_concatenated_once(times: int) -> None:
+    """A convolution that stands there twice is computed once, and has no room for two parts of the norm."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.relu(m.norm(torch.cat([torch.tanh(x)] + times * [m.v(torch.sin(x))], 1)))
+
+    model = made(lambda: Net(forward, v=conv(), norm=nn.BatchNorm2d(4 + 4 * times)))
+    check(model, *images(), operators=6)
