@@ -310,6 +310,14 @@ class Affine:
         return any(axis.pads for axis in self.axes)
 
     @property
+    def pads_at_once(self) -> bool:
+        """Whether one zero padding of torch's, which crops where it is negative, does it all. On both sides of one axis
+        it would crop first, and an image may be too small for that.
+        """
+        alike = all(min(axis.lo, axis.hi) >= 0 or max(axis.lo, axis.hi) <= 0 for axis in self.axes)
+        return self.mode == "zeros" and alike
+
+    @property
     def reads_less(self) -> bool:
         """Whether two passes over the input, with a value around it, cost less than one over the output."""
         ratio = prod(axis.stride for axis in self.axes)

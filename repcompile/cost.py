@@ -68,6 +68,7 @@ def cost_of_map(
     before: float,
     after: float,
     padded: float | None = None,
+    widest: float | None = None,
     single: float = 0,
     transposed: bool = False,
 ) -> tuple[Cost, ...]:
@@ -76,6 +77,7 @@ def cost_of_map(
 
     channels: of a `Uniform` map.  before, after: positions of the input and the output, batch included.
     padded: of the padded and cropped input, or of what a transposed convolution makes before it is cropped, if known.
+    widest: of the padded input before it is cropped, if known.
     single: of one output, as a border map has them; few beside a batch.
     transposed: whether the model spells it as a transposed convolution, which pads and crops by itself.
     """
@@ -95,7 +97,12 @@ def cost_of_map(
     moved = x.c_in * before + x.c_out * made + x.weights
     positions = before if transposed or x.spreads else after  # a transposed convolution works at those of its input
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
-    kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (pads * kernels_of_padding(x) + crops)
+    if pads and crops and not x.pads_at_once:
+        widest = before if widest is None else widest
+        kernels += [cost_of_copy(x.c_in * given, x.c_in * widest)] * kernels_of_padding(x)
+        kernels.append(cost_of_copy(x.c_in * widest, x.c_in * before))
+    elif pads or crops:
+        kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (kernels_of_padding(x) if pads else 1)
     if ragged:
         kernels.append(cost_of_copy(x.c_out * made, x.c_out * after))
     if x.has_border and x.reads_less:

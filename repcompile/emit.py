@@ -187,9 +187,11 @@ def _convolution(x: Affine, values: Values) -> tuple[nn.Module, Any]:
 
 
 def _padding(x: Affine) -> nn.Module:
-    """Padding first, then the crop: the order in which `Affine` defines them."""
+    """Padding first, then the crop: the order in which `Affine` defines them, unless it makes no difference."""
     pads = _pads(x)
     index = len(x.axes) - 1
+    if x.pads_at_once:
+        return PADS["zeros"][index](pads)
     layers: list[nn.Module] = []
     if x.pads:
         layers.append(PADS[x.mode][index](tuple(max(pad, 0) for pad in pads)))

@@ -205,31 +205,34 @@ class _Pricing:
             return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
         start = self._positions(fact.source, whole)
         at = start * self._scale(fact.path[: fact.at])
-        behind, padded, single = at * _ratio(fact.map), None, 0.0
+        behind, padded, widest, single = at * _ratio(fact.map), None, None, 0.0
         if self.known:
-            at, behind, padded = self._measured(fact, at, sink)
+            at, behind, padded, widest = self._measured(fact, at, sink)
             single = behind / max(self.known.get(sink, (1,))[0], 1) if fact.ends else 0.0
         steps = [self._of_step(step, index, fact, start) for index, step in enumerate(fact.path)]
-        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded, single), *chain(*steps))
+        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded, widest, single), *chain(*steps))
 
-    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None]:
-        """Positions in front of the map, behind it, and of its padded input or uncropped output, measured."""
+    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None, float | None]:
+        """Positions in front of the map, behind it, of its padded and cropped input or uncropped output, and of its
+        padded input, measured.
+        """
         assert isinstance(fact.map, Affine)
         before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source, ())
         after = self.known.get(sink, ()) if fact.ends else ()
-        n_axes, padded = len(fact.map.axes), None
+        n_axes, padded, widest = len(fact.map.axes), None, None
         if len(before) > n_axes:
             at = _positions_of(before, before[-1 - n_axes])
             first = len(before) - n_axes
-            sizes = (size + axis.lo + axis.hi for size, axis in zip(before[first:], fact.map.axes, strict=True))
-            plain = all(axis.up == 1 for axis in fact.map.axes)
-            padded = float(prod(before[: first - 1]) * prod(sizes)) if plain else None
+            places, images = list(zip(before[first:], fact.map.axes, strict=True)), float(prod(before[: first - 1]))
+            if all(axis.up == 1 for axis in fact.map.axes):
+                padded = images * prod(size + axis.lo + axis.hi for size, axis in places)
+                widest = images * prod(size + max(axis.lo, 0) + max(axis.hi, 0) for size, axis in places)
         if len(after) > n_axes and fact.map.spreads:
             crops = (2 * max(axis.lo, axis.hi) - axis.lo - axis.hi for axis in fact.map.axes)
             sizes = (size + crop for size, crop in zip(after[len(after) - n_axes :], crops, strict=True))
             padded = float(prod(after[: len(after) - n_axes - 1]) * prod(sizes))
         behind = _positions_of(after, after[-1 - n_axes]) if len(after) > n_axes else at * _ratio(fact.map)
-        return at, behind, padded
+        return at, behind, padded, widest
 
     def _of_step(self, step: Step, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
         """An operator that makes positions anew runs over the image that it gets."""

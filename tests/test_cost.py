@@ -63,6 +63,8 @@ def test_what_is_free() -> None:
 def test_every_kernel_counts() -> None:
     plain, uneven, crop = (cost_of_map(conv(8, 8, 3, padding=p), 8, 9, 9) for p in (1, [(1, 0), (1, 1)], -1))
     assert [len(kernels) for kernels in (plain, uneven, crop)] == [1, 2, 2]
+    both, apart = (cost_of_map(conv(8, 8, 3, padding=p), 8, 9, 9) for p in ([(-1, 0), (1, 0)], [(-1, 1), (0, 0)]))
+    assert [len(kernels) for kernels in (both, apart)] == [2, 3]
     border = conv(8, 8, 3, padding=1) @ Affine.diagonal(8, 2, None, 1.0)
     assert len(cost_of_map(border, 8, 9, 9)) == 2
     assert plain[0] == uneven[0] == cost_of_map(border, 8, 9, 9)[0]
@@ -98,3 +100,18 @@ def test_legal_and_cheaper(cost: Roofline | Macs) -> None:
 
 def test_a_bottleneck_on_a_large_image_stays_two_by_time_too() -> None:
     assert chosen(nn.Conv2d(64, 2, 1), nn.Conv2d(2, 64, 1), image=(8, 64, 64, 64), cost=Roofline()) == 0
+
+
+@pytest.mark.parametrize(
+    "pads",
+    [
+        (nn.ZeroPad2d((-1, 0, 0, 3)),),
+        (nn.ZeroPad2d((0, 3, 0, 0)), nn.ZeroPad2d((-1, 0, 0, 0))),
+        (nn.ReflectionPad2d((0, 0, 3, 0)), nn.ZeroPad2d((-1, 0, 0, 0))),
+        (nn.CircularPad2d((0, 0, 3, 1)), nn.ZeroPad2d((-1, 0, 0, 0))),
+    ],
+    ids=str,
+)
+def test_what_pads_and_crops_is_priced_as_what_it_becomes(pads: tuple[nn.Module, ...]) -> None:
+    gain = nn.Conv2d(6, 6, 1, groups=6)
+    assert chosen(nn.Tanh(), *pads, gain, nn.Tanh(), image=(2, 6, 6, 6)) == 0

@@ -192,10 +192,18 @@ def test_padding_is_one_layer_and_a_crop_another() -> None:
         ([(0, 1), (1, 1)], "reflect", [nn.ReflectionPad2d]),
         ([(-1, 1), (1, 1)], "replicate", [nn.ReplicationPad2d, nn.ZeroPad2d]),
         ([(-1, 0), (0, -1)], "zeros", [nn.ZeroPad2d]),
+        ([(-1, 0), (1, 0)], "zeros", [nn.ZeroPad2d]),
+        ([(-1, 1), (0, 0)], "zeros", [nn.ZeroPad2d, nn.ZeroPad2d]),
     ):
         module: Any = emitted(Affine.conv(kernel, padding=pads, mode=mode))
         layers = list(module[0]) if isinstance(module[0], nn.Sequential) else [module[0]]
         assert [type(layer) for layer in layers] == expected
+
+
+def test_an_image_may_be_padded_and_cropped_by_more_than_it_is_large() -> None:
+    """Which torch's padding by negative numbers cannot."""
+    x = Affine.conv(torch.ones(2, 2, 1).double(), padding=[(3, -2)])
+    assert_equal(emitted(x)(torch.ones(1, 2, 1).double()), torch.zeros(1, 2, 2).double())
 
 
 def test_what_torch_has_no_transposed_convolution_for() -> None:
