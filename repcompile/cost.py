@@ -83,8 +83,10 @@ def cost_of_map(
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
-    if x.is_diagonal or x.selects:
+    if x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
+    if x.is_diagonal:  # a gain and a shift
+        return (cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * 2 * x.c_out),)
     plain = [] if transposed or x.spreads else x.axes
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
     pads = any(axis.pads for axis in plain) and not alike
@@ -94,7 +96,7 @@ def cost_of_map(
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     ragged = x.spreads and not transposed and not x.ends_evenly
     made = padded if ragged and padded is not None else after
-    moved = x.c_in * before + x.c_out * made + x.weights
+    moved = x.c_in * before + x.c_out * made + x.weights + x.c_out * x.has_bias
     positions = before if transposed or x.spreads else after  # a transposed convolution works at those of its input
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     if pads and crops and not x.pads_at_once:

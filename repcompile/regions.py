@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 
@@ -210,7 +210,9 @@ class _Pricing:
             at, behind, padded, widest = self._measured(fact, at, sink)
             single = behind / max(self.known.get(sink, (1,))[0], 1) if fact.ends else 0.0
         steps = [self._of_step(step, index, fact, start) for index, step in enumerate(fact.path)]
-        return (*cost_of_map(fact.map, fact.map.c_out, at, behind, padded, widest, single), *chain(*steps))
+        dense = not fact.map.axes and not fact.map.is_diagonal  # torch has no Linear with groups
+        x = replace(fact.map, groups=1) if dense else fact.map
+        return (*cost_of_map(x, fact.map.c_out, at, behind, padded, widest, single), *chain(*steps))
 
     def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None, float | None]:
         """Positions in front of the map, behind it, of its padded and cropped input or uncropped output, and of its

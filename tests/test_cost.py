@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repcompile import Macs, Roofline, compile_model
 from repcompile.affine import Affine, Uniform
 from repcompile.cost import ELEMENT, Cost, cost_of_elementwise, cost_of_map, total
+from repcompile.emit import emit
+from repcompile.fold import fold
 from repcompile.testing import randomize
+from repcompile.testing.strategies import images_for
+from tests.strategies import expressions
+from tests.sweep.price import counts_of
 
 amounts = st.integers(0, 10**6)
 costs = st.builds(Cost, amounts, amounts, st.integers(0, 5))
@@ -57,7 +64,11 @@ def test_groups_divide_the_arithmetic(groups: int, size: int) -> None:
 def test_what_is_free() -> None:
     assert cost_of_map(Uniform(), 8, 10, 10) == ()
     assert cost_of_map(Uniform(2.0), 8, 10, 10) == (cost_of_elementwise(1, 8, 10),)
-    assert cost_of_map(Affine.diagonal(8, 2, None), 8, 10, 10) == (cost_of_elementwise(1, 8, 10),)
+
+
+def test_a_gain_for_each_channel_reads_that_and_a_shift() -> None:
+    (kernel,) = cost_of_map(Affine.diagonal(8, 2, None), 8, 10, 10)
+    assert kernel == Cost(80, ELEMENT * (2 * 80 + 2 * 8), 1)
 
 
 def test_every_kernel_counts() -> None:
@@ -72,6 +83,25 @@ def test_every_kernel_counts() -> None:
 
 def test_an_elementwise_kernel_reads_every_operand_and_writes_once() -> None:
     assert cost_of_elementwise(2, 8, 10) == Cost(80, 3 * 80 * ELEMENT, 1)
+
+
+@given(data=st.data())
+def test_no_operator_that_a_map_becomes_is_forgotten(data: st.DataObject) -> None:
+    """What runs never costs more than was thought; less where padding is circular, or a border term vanishes."""
+    x = data.draw(expressions())
+    assume(not x.spreads and (x.axes or x.groups == 1 or x.is_diagonal))
+    module, image = emit(x, fold(x)).eval(), data.draw(images_for(x))
+    with torch.no_grad():
+        sizes, outputs = image.shape[2:] if x.axes else (), module(image).shape[2:] if x.axes else ()
+    images = image.numel() / (x.c_in * prod(sizes))
+    padded = prod(size + axis.lo + axis.hi for size, axis in zip(sizes, x.axes, strict=True))
+    widest = prod(size + max(axis.lo, 0) + max(axis.hi, 0) for size, axis in zip(sizes, x.axes, strict=True))
+    counts = (images * prod(count) for count in (sizes, outputs, [padded], [widest]))
+    thought = sum(map(Roofline(), cost_of_map(x, x.c_out, *counts, single=prod(outputs))))
+    price = counts_of(module, (image,)).price
+    assert price <= 1.000001 * thought
+    if x.mode != "circular" and not x.has_border:
+        assert thought <= 1.000001 * price
 
 
 # -- legality is not profit --------------------------------------------------------------------------------------------

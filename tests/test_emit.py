@@ -11,6 +11,7 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from repcompile import compile_model
 from repcompile.affine import Affine
 from repcompile.axis import Axis
 from repcompile.emit import cast, emit
@@ -19,6 +20,7 @@ from repcompile.fold import apply, fold
 from repcompile.modules import BorderConv, ChannelAffine, ValuePad
 from repcompile.testing.strategies import images_for, leaves, whole
 from tests.strategies import assert_equal, expressions, window
+from tests.test_hostile import Net
 
 
 def assert_computes(module: nn.Module, x: Affine, image: Tensor) -> None:
@@ -105,6 +107,15 @@ def test_casting_keeps_the_function(data: st.DataObject) -> None:
     image = data.draw(images_for(x))
     with torch.no_grad():
         assert_computes(module, x, image)
+
+
+@given(data=st.data())
+def test_what_a_map_becomes_is_left_as_it_is(data: st.DataObject) -> None:
+    """Its price is that of its operators, also where some of them pad and crop first."""
+    x = data.draw(expressions())
+    model = Net(lambda m, image: torch.tanh(m.made(torch.tanh(image))), made=emitted(x)).eval()
+    for inputs in (None, (data.draw(images_for(x)),)):
+        assert not compile_model(model, inputs).plan.chosen
 
 
 @given(data=st.data())

@@ -217,6 +217,17 @@ def test_a_model_is_held_to_its_own_rounding(slope: float) -> None:
     assert (native.bound > half) == (slope > 1.0)
 
 
+def test_what_a_norm_rounds_inside_is_the_models_own_rounding() -> None:
+    """Of two values it returns the same, whatever they are off by: larger disturbances show nothing."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8)
+    norm.register_buffer("running_mean", torch.empty(8).uniform_(-3e4, 3e4))
+    layers = nn.Conv1d(4, 8, 4, stride=2, padding=1), norm, nn.Conv1d(8, 6, 1), nn.GroupNorm(6, 6)
+    model = nn.Sequential(*layers).double().eval()
+    for x in torch.randn(20, 1, 4, 5, dtype=torch.float64):
+        assert verify(model, fuse(model), (x,))[0].passed
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_without_weights(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(2)).eval()
