@@ -124,7 +124,7 @@ class Attempts:
             kind = dtype if tensor.is_floating_point() and id(tensor) not in kept else tensor.dtype
             return tensor.detach().to("cpu", kind, copy=True)
 
-        interpreter = Interpreter(self.captured, self.facts.sizes, {}, read)
+        interpreter = Interpreter(self.captured, self.facts.sizes, self.facts.asked, self.facts.shapes, {}, read)
         known: dict[fx.Node, Any] = dict(values)
         with torch.no_grad():
             for node in nodes:

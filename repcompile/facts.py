@@ -57,6 +57,7 @@ class Facts:
 
     maps: facts of each node, nearest source first, without the trivial one.
     rules: the affine rule or layout rule of each node that has one.
+    asked: the whole shapes that nodes ask for, where they are known.
     constants: the nodes that depend on no input.  steps: the nodes that only move positions.
     numbers: the nodes that are computed from sizes alone.
     alike: the nodes that are no map, and have as many axes as their operand.
@@ -68,6 +69,7 @@ class Facts:
     refusals: Sequence[Refusal]
     shapes: Mapping[fx.Node, Shape | None]
     sizes: Mapping[fx.Node, Size]
+    asked: Mapping[fx.Node, Shape]
     rules: Mapping[fx.Node, Rule]
     constants: Constants
     steps: Mapping[fx.Node, Step]
@@ -129,7 +131,9 @@ class _Interpreter:
         self._truncated = False
 
     def result(self) -> Facts:
-        known = (self._shapes, self._sizes, self._found, self._constants, self._steps)
+        shapes = ((node, self._shapes.get(subject)) for node, subject in self._asked.items())
+        asked = {node: shape for node, shape in shapes if shape is not None}
+        known = (self._shapes, self._sizes, asked, self._found, self._constants, self._steps)
         floating = floating_values(self._captured, self._rules, self._constants, self._numbers)
         sets = (frozenset(self._numbers), frozenset(self._alike), floating)
         return Facts(self._facts, self._refusals, *known, *sets, self._truncated)

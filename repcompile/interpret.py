@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -24,14 +25,23 @@ DEFAULT_SIZE = 3  # of an axis about which nothing is known
 class Interpreter:
     """Evaluates nodes in float64.
 
-    sizes: symbolic sizes of the nodes that compute sizes.  assigned: integers for their unknowns.
+    sizes: symbolic sizes of the nodes that compute sizes.  asked: shapes, of the nodes that ask for whole ones.
+    shapes: of other values; of one that is not given, no more is to be read.  assigned: integers for their unknowns.
     """
 
     def __init__(
-        self, captured: Captured, sizes: Mapping[fx.Node, Size], assigned: Mapping[str, int], read: Reader
+        self,
+        captured: Captured,
+        sizes: Mapping[fx.Node, Size],
+        asked: Mapping[fx.Node, Shape],
+        shapes: Mapping[fx.Node, Shape | None],
+        assigned: Mapping[str, int],
+        read: Reader,
     ) -> None:
         self._captured = captured
         self._sizes = sizes
+        self._asked = asked
+        self._shapes = shapes
         self._assigned = assigned
         self._read = read
         self._constants: dict[fx.Node, Any] = {}
@@ -45,7 +55,8 @@ class Interpreter:
             return with_tensors(self._captured.module(node), self._read)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
+        if not callable(node.target):
+            raise RuntimeError(f"it reads {node}, of which nothing is known")
         return node.target(*args, **kwargs)
 
     def _operand(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
@@ -55,6 +66,10 @@ class Interpreter:
             return operator.floordiv(*map_arg(node.args, lambda operand: self._operand(operand, values)))
         if node in self._sizes:
             return evaluated(self._sizes[node], self._assigned)
+        if node in self._asked:
+            return torch.Size(evaluated_shape(self._asked[node], self._assigned))
+        if (shape := self._shapes.get(node)) is not None:  # `y.view_as(x)`; whoever computes with it gets no number
+            return torch.full(evaluated_shape(shape, self._assigned), torch.nan, dtype=torch.float64)
         if node not in self._constants:
             self._constants[node] = self.run(node, {})
         return self._constants[node]

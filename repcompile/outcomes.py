@@ -107,7 +107,7 @@ def _prepared(
 ) -> tuple[Interpreter, Tensor]:
     assigned, sizes = probe_sizes(region, facts, larger)
     image = torch.randn(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return Interpreter(captured, facts.sizes, assigned, read), image
+    return Interpreter(captured, facts.sizes, facts.asked, facts.shapes, assigned, read), image
 
 
 def _bound(

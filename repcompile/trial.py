@@ -112,7 +112,8 @@ class Trial:
             names = dict.fromkeys(name for size in shape for name in size.names)
             assigned = {name: 2 + larger + index for index, name in enumerate(names)}
             image = torch.randn(evaluated_shape(shape, assigned), dtype=torch.float64)
-            interpreter = Interpreter(self.captured, self.facts.sizes, assigned, Remembering())
+            known = self.facts.sizes, self.facts.asked, self.facts.shapes
+            interpreter = Interpreter(self.captured, *known, assigned, Remembering())
             try:
                 with torch.no_grad():
                     made = tuple(interpreter.run(node, {values[0]: image}).shape)

@@ -40,7 +40,7 @@ def untrue(captured: Captured, facts: Facts, inputs: Sequence[Any]) -> Iterator[
 def untrue_maps(captured: Captured, facts: Facts, inputs: Sequence[Tensor]) -> Iterator[str]:
     """The facts that do not hold for `inputs`, of float64: a value is its map of its source, along its path."""
     values = _values(captured, inputs)
-    interpreter = Interpreter(captured, {}, {}, lambda tensor: tensor)
+    interpreter = Interpreter(captured, {}, {}, {}, {}, lambda tensor: tensor)
     with torch.no_grad():
         for node, fact in ((node, fact) for node, found in facts.maps.items() for fact in found):
             image = values[fact.source]
@@ -72,7 +72,7 @@ def _agree(known: Shape, sizes: Sequence[int], assigned: Mapping[str, int]) -> b
 def _values(captured: Captured, given: Sequence[Any]) -> dict[fx.Node, Any]:
     """What every node returns."""
     placeholders = iter(given)
-    interpreter, values = Interpreter(captured, {}, {}, lambda tensor: tensor), dict[fx.Node, Any]()
+    interpreter, values = Interpreter(captured, {}, {}, {}, {}, lambda tensor: tensor), dict[fx.Node, Any]()
     with torch.no_grad():
         for node in captured.graph.nodes:
             if node.op != "output":

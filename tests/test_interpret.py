@@ -106,7 +106,7 @@ def test_nodes_compute_what_the_model_does() -> None:
     facts = affine_facts(captured, DEFAULT)
     image = torch.randn(2, 4, 5, 6).double()
     assigned = {"x.0": 2, "x.1": 4, "x.2": 5, "x.3": 6}
-    interpreter = Interpreter(captured, facts.sizes, assigned, Remembering())
+    interpreter = Interpreter(captured, facts.sizes, facts.asked, facts.shapes, assigned, Remembering())
     values: dict[Any, Any] = {}
     with torch.no_grad(), TapByTap():
         for node in captured.graph.nodes:

@@ -78,7 +78,9 @@ LAYOUTS = (
     "{x}.reshape(len({x}), {groups}, -1, *{x}.shape[2:]).transpose(1, 2).reshape({x}.shape)", "{x}.swapaxes(1, 2)",
     "{x}.view(len({x}), -1)", "{x}.repeat(1, 2, *[1] * ({rank} - 2))", "{x}.expand(2, *{x}.shape).sum(0)",
     "torch.stack([{x}, {x}]).sum(0)", "torch.stack(({x}, -{x}, {x}), 1).mean(1)",
-    "{x}.unflatten(1, ({groups}, -1)).flatten(1, 2)",
+    "{x}.unflatten(1, ({groups}, -1)).flatten(1, 2)", "{x}.flatten(2).reshape({x}.shape)",
+    "{x}.flatten().view({x}.size())",
+    "{x}.reshape({x}.shape[0], {x}.shape[1], -1).view({x}.shape)", "{x}.flatten(1).view_as({x})",
 )  # fmt: skip
 
 
