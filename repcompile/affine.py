@@ -361,6 +361,19 @@ class Affine:
         return self.c_out * (self.c_in // self.groups) * prod(axis.size for axis in self.axes)
 
     @property
+    def stored(self) -> int:
+        """Number of entries of kernel and bias that are stored: those of an average are not."""
+        match self.parts:
+            case Leaf(kernel, bias):
+                return self.weights * bool(kernel.operands) + self.c_out * bool(bias is not None and bias.operands)
+            case Sum(left, right):
+                return left.stored + right.stored
+            case Concat(maps):
+                return sum(x.stored for x in maps)
+            case _:
+                return self.weights + self.c_out * self.has_bias
+
+    @property
     def selects(self) -> bool:
         """Whether it only picks channels."""
         return isinstance(self.parts, Select)

@@ -71,6 +71,7 @@ def cost_of_map(
     widest: float | None = None,
     single: float = 0,
     transposed: bool = False,
+    stored: float | None = None,
 ) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and more for padding that is not zeros or not alike on both sides, for a
     crop, and for a border map.
@@ -80,13 +81,17 @@ def cost_of_map(
     widest: of the padded input before it is cropped, if known.
     single: of one output, as a border map has them; few beside a batch.
     transposed: whether the model spells it as a transposed convolution, which pads and crops by itself.
+    stored: numbers that are read beside the image; those of the operator that we make unless given.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
     if x.selects:
         return (cost_of_elementwise(1, x.c_out, after),)
-    if x.is_diagonal:  # a gain and a shift
-        return (cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * 2 * x.c_out),)
+    if x.is_diagonal:  # ours has a gain and a shift
+        stored = 2 * x.c_out if stored is None else stored
+        return (cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * stored),)
+    if stored is None:
+        stored = x.weights + x.c_out * x.has_bias
     plain = [] if transposed or x.spreads else x.axes
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
     pads = any(axis.pads for axis in plain) and not alike
@@ -96,7 +101,7 @@ def cost_of_map(
         before = max(before, after * prod(axis.stride for axis in plain)) if padded is None else padded
     ragged = x.spreads and not transposed and not x.ends_evenly
     made = padded if ragged and padded is not None else after
-    moved = x.c_in * before + x.c_out * made + x.weights + x.c_out * x.has_bias
+    moved = x.c_in * before + x.c_out * made + stored
     positions = before if transposed or x.spreads else after  # a transposed convolution works at those of its input
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     if pads and crops and not x.pads_at_once:

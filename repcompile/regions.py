@@ -18,6 +18,7 @@ from torch import fx
 from repcompile.affine import Affine, Map, Uniform
 from repcompile.capture import Captured
 from repcompile.cost import (
+    ELEMENT,
     POSITIONS,
     Cost,
     cost_of_copy,
@@ -257,8 +258,9 @@ class _Pricing:
             return ()  # a tuple of views
         if is_slice(node):
             return (VIEW,)
-        if len(operands) > 1:
-            return (self._elementwise(node, len(operands), whole),)
+        if len(operands) > 1:  # a concatenation reads as much as it writes
+            read, written = sum(self._entries(operand, whole) for operand in operands), self._entries(node, whole)
+            return (Cost(written, ELEMENT * (read + written), 1),)
         step = self._about(node, operands[0])
         if step is None:  # known only together with what is in front of it
             return (cost_of_resampling(1, self._entries(operands[0], whole), self._entries(node, whole)),)
@@ -273,7 +275,11 @@ class _Pricing:
             after = self._measured_positions(node, step.map.c_out) or after
         single = after / max(self.known[node][0], 1) if self.known.get(node) else 0.0
         transposed = self.facts.rules[node].transposed
-        return cost_of_map(step.map, self._channels(node), before, after, single=single, transposed=transposed)
+        stored = 0  # what a norm reads is no reason to fold it
+        if isinstance(step.map, Affine) and not step.map.is_diagonal:
+            stored = step.map.stored
+        channels = self._channels(node)
+        return cost_of_map(step.map, channels, before, after, single=single, transposed=transposed, stored=stored)
 
     def _of_moving(self, node: fx.Node, operand: fx.Node, step: Step, whole: Fact) -> tuple[Cost, ...]:
         """What makes positions anew reads its image once; what only moves them is a view."""
@@ -284,9 +290,6 @@ class _Pricing:
             return self._of_step(whole.path[place], place, whole, self._positions(whole.source, whole))
         before = self._entries(operand, whole)
         return (cost_of_resampling(1, before, self._measured_positions(node, 1) or before * step.layout.scale),)
-
-    def _elementwise(self, node: fx.Node, operands: int, whole: Fact) -> Cost:
-        return cost_of_elementwise(operands, 1, self._entries(node, whole))
 
     def _entries(self, node: fx.Node, whole: Fact) -> float:
         measured = self._measured_positions(node, 1)

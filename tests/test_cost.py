@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repcompile import Macs, Roofline, compile_model
 from repcompile.affine import Affine, Uniform
+from repcompile.canonicalize import canonicalize
+from repcompile.capture import capture
 from repcompile.cost import ELEMENT, Cost, cost_of_elementwise, cost_of_map, total
 from repcompile.emit import emit
+from repcompile.execute import execute
+from repcompile.facts import affine_facts
 from repcompile.fold import fold
+from repcompile.regions import candidate_regions
+from repcompile.rules import DEFAULT
 from repcompile.testing import randomize
 from repcompile.testing.strategies import images_for
 from tests.strategies import expressions
 from tests.sweep.price import counts_of
+from tests.test_hostile import Net
 
 amounts = st.integers(0, 10**6)
 costs = st.builds(Cost, amounts, amounts, st.integers(0, 5))
@@ -102,6 +112,30 @@ def test_no_operator_that_a_map_becomes_is_forgotten(data: st.DataObject) -> Non
     assert price <= 1.000001 * thought
     if x.mode != "circular" and not x.has_border:
         assert thought <= 1.000001 * price
+
+
+STANDING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "averages": lambda m, x: F.avg_pool2d(m.conv(x), 3, 1),
+    "concatenation": lambda m, x: m.wide(torch.cat([x, m.conv(x)], 1)),
+    "the same twice": lambda m, x: torch.cat([y := m.conv(x), y], 1),
+    "gain and shift": lambda m, x: m.conv(x) * m.gamma + m.gamma,
+    "norm": lambda m, x: m.norm(m.conv(x)),
+    "padding": lambda m, x: m.conv(F.pad(x, (1, 0, -1, 2))),
+    "sum": lambda m, x: m.conv(x) + m.norm(x) - x,
+}
+
+
+@pytest.mark.parametrize("name", STANDING)
+def test_what_stands_is_not_thought_dearer_than_it_is(name: str) -> None:
+    """Else the operator in its place may cost more than it."""
+    more = {"wide": nn.Conv2d(8, 4, 1), "norm": nn.BatchNorm2d(4), "gamma": nn.Parameter(torch.ones(4, 1, 1))}
+    model, x = Net(STANDING[name], conv=nn.Conv2d(4, 4, 1), **more).eval(), torch.randn(2, 4, 7, 6)
+    captured = canonicalize(capture(model, DEFAULT.module_classes))
+    known = execute(captured, [x])[1]
+    regions = candidate_regions(captured, affine_facts(captured, DEFAULT, known), known)
+    whole = max(regions, key=lambda region: len(region.owned))
+    assert len(whole.before) > 1
+    assert sum(map(Roofline(), whole.before)) <= 1.000001 * counts_of(model, (x,)).price
 
 
 # -- legality is not profit --------------------------------------------------------------------------------------------
