@@ -258,6 +258,8 @@ class _Pricing:
             return ()  # a tuple of views
         if is_slice(node):
             return (VIEW,)
+        if node in self.facts.steps:  # of another value it reads the shape at most
+            operands = operands[:1]
         if len(operands) > 1:  # a concatenation reads as much as it writes
             read, written = sum(self._entries(operand, whole) for operand in operands), self._entries(node, whole)
             return (Cost(written, ELEMENT * (read + written), 1),)

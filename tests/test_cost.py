@@ -122,6 +122,7 @@ STANDING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "norm": lambda m, x: m.norm(m.conv(x)),
     "padding": lambda m, x: m.conv(F.pad(x, (1, 0, -1, 2))),
     "sum": lambda m, x: m.conv(x) + m.norm(x) - x,
+    "the shape of another": lambda m, x: m.norm((y := m.conv(x)).flatten(2).view_as(y)),
 }
 
 
