@@ -33,7 +33,7 @@ KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 FLOATING_FUNCTIONS = (F.batch_norm, F.layer_norm, F.group_norm)
 COMMON_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear)  # of the weight's dtype
-COPYING = {"view": "reshape", "view_as": "reshape_as"}  # the same, also where strides turn out other than they were
+AS_ANOTHER = ("view_as", "reshape_as")
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
 
@@ -41,12 +41,11 @@ KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.re
 def canonicalize(captured: Captured) -> Captured:
     """The captured graph in canonical form; its `graph` is the one of `captured`, which must not be used any more."""
     surround(captured.graph)
+    _respell_views(captured.graph)
     seen: dict[Any, fx.Node] = {}
     written = exposed(captured.graph, captured.opaque, captured.classes)
     given = returned(captured.graph, captured.classes)
     for node in list(captured.graph.nodes):
-        if node.op == "call_method" and node.target in COPYING and _of_sizes(node):
-            node.target = COPYING[str(node.target)]
         if captured.stays(node):
             continue
         if _does_nothing(node, captured) and (_is_name(node, captured) or not _is_copy_of(node, written, captured)):
@@ -63,11 +62,27 @@ def canonicalize(captured: Captured) -> Captured:
     return captured
 
 
-def _of_sizes(node: fx.Node) -> bool:
+def _respell_views(graph: fx.Graph) -> None:
+    """A view becomes a reshape, which is the same also where strides turn out other than they were.
+
+    Of the value whose shape it takes, if any, only the shape is asked for.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.kwargs:
+            continue
+        if node.target == "view" and _of_sizes(node):
+            node.target = "reshape"
+        elif node.target in AS_ANOTHER and len(node.args) == 2 and isinstance(node.args[1], fx.Node):
+            with graph.inserting_before(node):
+                shape = graph.call_method("size", (node.args[1],))
+            shape.meta["path"] = node.meta.get("path", "")
+            node.target, node.args = "reshape", (node.args[0], shape)
+
+
+def _of_sizes(view: fx.Node) -> bool:
     """Whether a `view` is given sizes, and no dtype."""
-    size = node.args[1] if len(node.args) == 2 and not node.kwargs else None
-    known = not isinstance(size, fx.Node) or question_of(size) is not None or node.target == "view_as"
-    return not node.kwargs and known and not isinstance(size, torch.dtype)
+    size = view.args[1] if len(view.args) == 2 else None
+    return (not isinstance(size, fx.Node) or question_of(size) is not None) and not isinstance(size, torch.dtype)
 
 
 def _droppable(node: fx.Node, captured: Captured) -> bool:

@@ -494,7 +494,7 @@ class _Interpreter:
     def _size_operand(self, node: fx.Node) -> Any:
         if node in self._sizes:
             return self._sizes[node]
-        shape = self._shapes.get(self._asked[node]) if node in self._asked else None
+        shape = self._shape_of_any(self._asked[node]) if node in self._asked else None
         if shape is None:
             raise Inexact("an argument that only the run will know")
         return shape

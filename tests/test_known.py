@@ -1405,6 +1405,7 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         x: (x.0, 4, x.2, x.3)
         conv: (x.0, 4, x.2, x.3) x
         flatten: (x.0, 4, x.2*x.3) conv~ x~
+        size: number
         reshape_as: (x.0, 4, x.2, x.3) flatten~ conv x
         """,
     ),
@@ -1417,6 +1418,7 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         getitem: ?
             not flatten: picked along another axis than the channels
         view: (1, 4, view.2)
+        size: number
         reshape_as: (1, 4, view.2) conv~ x~
         """,
     ),
@@ -1607,6 +1609,7 @@ KNOWN: dict[str, tuple[Forward, str]] = {
         x: (x.0, 4, x.2, x.3)
         conv: (x.0, 4, x.2, x.3) x
         conv_1: (x.0, 4, x.2, x.3) x
+        size: number
         reshape_as: ?
         add: ?
         """,

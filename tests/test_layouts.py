@@ -224,7 +224,6 @@ def test_a_mean_has_a_name(keepdim: bool) -> None:
 
 def test_which_sizes_an_operator_names() -> None:
     assert layouts.reshape(SIZED, 4, -1, 24, owner="y").fixed == (0, 2)
-    assert layouts.reshape_as(SIZED, None, shapes=[SIZED, SIZED]).fixed == (0, 1, 2, 3)
     assert layouts.unflatten(SIZED, 1, (2, -1)).fixed == (1,)
     assert layouts.unflatten_module(SIZED, nn.Unflatten(1, (-1, 2))).fixed == (2,)
     assert not any(layout.fixed for layout in (layouts.flatten(SIZED, 1), layouts.permute(SIZED, 0, 2, 3, 1)))

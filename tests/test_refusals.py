@@ -61,8 +61,6 @@ REASONS: list[tuple[Callable[[], Any], str]] = [
     (lambda: layouts.squeeze((Size(1), Size(2)), (0, 1)), "axes that are not known to have size 1"),
     (lambda: layouts.reshape(IMAGE, 2.5, 3, owner="y"), "a size that is not known here"),
     (lambda: layouts.reshape(IMAGE, 0, 3, owner="y"), "a size that is not known here"),
-    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE]), "a shape that is not known here"),
-    (lambda: layouts.reshape_as(IMAGE, None, shapes=[IMAGE, None]), KNOWN),
     (lambda: layouts.unflatten(None, 1, (2, 2)), KNOWN),
     (lambda: layouts.unflatten_module(IMAGE, _unflattened("C", (2, 2))), "a named axis"),
     (lambda: layouts.interpolate(None, scale_factor=2), KNOWN),

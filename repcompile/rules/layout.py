@@ -50,14 +50,6 @@ def transpose(shape: Shape | None, first: int, second: int) -> Layout:
     return permuted(shape, order)
 
 
-@layout_rule("reshape_as", "view_as")
-def reshape_as(shape: Shape | None, other: Any, *, shapes: Sequence[Shape | None], owner: str = "") -> Layout:
-    if len(shapes) < 2:
-        raise Inexact("a shape that is not known here")
-    sizes = _known(shapes[1])
-    return _fixing(reshaped(shape, sizes, owner), sizes)
-
-
 @layout_rule(torch.unflatten, "unflatten")
 def unflatten(shape: Shape | None, dim: int, sizes: Sequence[Any], owner: str = "") -> Layout:
     shape = _known(shape)
@@ -162,7 +154,7 @@ def _size(entry: Any) -> Size | None:
 
 LAYOUT = RuleSet(
     (
-        *(flatten, flatten_module, unflatten, unflatten_module, reshape, reshape_as, permute, transpose),
+        *(flatten, flatten_module, unflatten, unflatten_module, reshape, permute, transpose),
         *(squeeze, unsqueeze, upsample_module, interpolate, roll),
     )
 ).trusting()
