@@ -90,11 +90,12 @@ def cost_of_map(
     if x.is_diagonal:  # ours has a gain and a shift
         stored = 2 * x.c_out if stored is None else stored
         return (cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * stored),)
+    surrounds = x.has_border and x.reads_less  # by a value for each channel, and the convolution has a bias for it
     if stored is None:
-        stored = x.weights + x.c_out * x.has_bias
+        stored = x.weights + x.c_out * (x.has_bias or surrounds)
     plain = [] if transposed or x.spreads else x.axes
     alike = x.mode == "zeros" and all(axis.lo == axis.hi >= 0 for axis in plain)  # a convolution does it by itself
-    pads = any(axis.pads for axis in plain) and not alike
+    pads = any(axis.pads for axis in plain) and (surrounds or not alike)
     crops = any(min(axis.lo, axis.hi) < 0 for axis in plain)
     given = before
     if pads or (crops and padded is not None):  # the convolution reads what the padding wrote
@@ -112,8 +113,9 @@ def cost_of_map(
         kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (kernels_of_padding(x) if pads else 1)
     if ragged:
         kernels.append(cost_of_copy(x.c_out * made, x.c_out * after))
-    if x.has_border and x.reads_less:
-        kernels += [cost_of_elementwise(1, x.c_in, before)] * 2
+    if surrounds:
+        image = before * single / max(after, 1)
+        kernels.append(cost_of_elementwise(1, x.c_in, before) + Cost(bytes=ELEMENT * x.c_in * image))
     elif x.has_border:
         kernels.append(cost_of_elementwise(1, x.c_out, after) + Cost(bytes=ELEMENT * x.c_out * single))
     return tuple(kernels)

@@ -160,7 +160,17 @@ def is_fresh(node: fx.Node, classes: Classes) -> bool:
         return issubclass(classes.get(str(node.target)) or NoneType, FRESH_MODULES)
     if node.op == "call_method":
         return node.target in FRESH_METHODS
-    return node.op == "call_function" and (node.target in FRESH_FUNCTIONS or bool(node.meta.get("inplace")))
+    if node.op != "call_function":
+        return False
+    return node.target in FRESH_FUNCTIONS or bool(node.meta.get("inplace")) or _is_product(node)
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether it is an einsum of two tensors or more; of one it may be a view."""
+    if node.target is not torch.einsum or not isinstance(node.args[0], str) or node.kwargs:
+        return False
+    first, *others = node.args[1:]
+    return bool(others) or (isinstance(first, list | tuple) and len(first) > 1)
 
 
 def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> fx.Node | None:
@@ -287,14 +297,20 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.hardtanh_: F.hardtanh,
 }
 
-VIEWS: frozenset[Any] = frozenset(
+VIEWS: frozenset[Any] = frozenset(  # of the first argument, or else fresh
     [
-        *("view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze", "contiguous"),
-        *(torch.flatten, torch.reshape, torch.transpose, torch.permute, operator.getitem),
+        *"chunk contiguous flatten movedim narrow permute reshape reshape_as select split squeeze swapaxes".split(),
+        *"transpose unbind unflatten unsqueeze view view_as".split(),
+        *(torch.chunk, torch.flatten, torch.movedim, torch.narrow, torch.permute, torch.reshape, torch.select),
+        *(torch.split, torch.squeeze, torch.swapaxes, torch.transpose, torch.unbind, torch.unflatten, torch.unsqueeze),
+        *(F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, operator.getitem),
     ]
 )
 
-VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS)
+VIEW_MODULES = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *DROPOUTS,
+)
 
 FRESH_MODULES = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
@@ -302,7 +318,11 @@ FRESH_MODULES = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-    *(nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Softmax, nn.Softplus),
+    *(nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.PReLU, nn.Softmax, nn.Softplus, nn.Upsample),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),  # also where nothing is padded
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
     *MODULES,
 )
 
@@ -311,18 +331,22 @@ FRESH_FUNCTIONS: frozenset[Any] = frozenset(
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul, operator.pow),
         *(operator.floordiv, operator.mod, operator.and_, operator.or_, operator.xor, put),
         *(operator.lshift, operator.rshift),
-        *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat, torch.stack, torch.exp),
+        *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.mm, torch.bmm, torch.exp),
+        *(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.flip, torch.index_select, torch.roll),
+        *(torch.multiply, torch.true_divide, torch.negative, torch.addcmul, torch.lerp, torch.rsub, torch.clone),
+        *(torch.abs, torch.square, torch.clamp, torch.maximum, torch.minimum, F.tanh, F.interpolate),
         *(torch.relu, torch.sigmoid, torch.tanh, torch.softmax, torch.mean, torch.sum, torch.rsqrt, torch.sqrt),
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
         *(F.batch_norm, F.layer_norm, F.group_norm, F.relu, F.relu6, F.gelu, F.silu, F.mish, F.sigmoid, F.softmax),
         *(F.hardswish, F.hardsigmoid, F.hardtanh, F.elu, F.leaky_relu, F.celu, F.selu, F.softplus, F.prelu),
         F.pad,  # also where nothing is padded
         *SILENT,
-        *(F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool2d, F.normalize),
+        *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.normalize),
+        *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     ]
 )
 
 FRESH_METHODS = frozenset(
-    "abs add addcmul clamp clone div exp matmul mean mul neg pow relu rsqrt sigmoid softmax sqrt square sub sum "
-    "tanh".split()
+    "__add__ __matmul__ __mul__ __radd__ __rmul__ abs add addcmul bmm clamp clone div exp flip index_select lerp "
+    "matmul mean mm mul multiply neg pow relu repeat roll rsqrt sigmoid softmax sqrt square sub sum tanh".split()
 )

@@ -125,10 +125,14 @@ def _solve(fixed: dict[str, int], number: int, names: list[str], other: int, oth
 def _wanted(x: Map, n_axes: int, larger: int) -> list[int]:
     """Positions along each axis so that some windows touch the border and some do not."""
     axes = x.axes if isinstance(x, Affine) else (Axis(),) * n_axes
-    return [
-        _covered(axis, max(axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0), 2) + place) + larger
-        for place, axis in enumerate(axes)
-    ]
+    copied = isinstance(x, Affine) and x.mode != "zeros"
+    return [_covered(axis, _least(axis, copied) + place) + larger for place, axis in enumerate(axes)]
+
+
+def _least(axis: Axis, copied: bool) -> int:
+    """Positions for every kind of window.  copied: whether what is padded with comes from the image."""
+    inside = axis.span + 2 * axis.stride - min(axis.lo, 0) - min(axis.hi, 0)
+    return max(inside, 2, *((axis.lo + 1, axis.hi + 1) if copied else ()))
 
 
 def _covered(axis: Axis, least: int) -> int:

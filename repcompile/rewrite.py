@@ -244,7 +244,7 @@ def _new_graph(
     settled: dict[fx.Node, Tensor] = {}
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
     given = returned(captured.graph, captured.classes)  # a new tensor in every call, which the caller may write to
-    needed = _needed(captured.graph, facts, rewritten, settled, asked, given)
+    needed = _needed(captured, facts, rewritten, settled, asked, given)
     names = names_of_tensors(settled, captured)
     python = captured.asked_by_python()
     twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
@@ -294,7 +294,7 @@ def _same_node(graph: fx.Graph, node: fx.Node, values: Mapping[fx.Node, fx.Node]
 
 
 def _needed(
-    graph: fx.Graph,
+    captured: Captured,
     facts: Facts,
     rewritten: dict[fx.Node, Rewritten],
     settled: dict[fx.Node, Tensor],
@@ -307,9 +307,9 @@ def _needed(
     """
     needed: set[fx.Node] = set()
     covered = {node for item in rewritten.values() for node in item.region.owned}
-    for node in reversed(graph.nodes):
-        effect = node.op in ("placeholder", "output") or (not node.users and node not in covered)
-        if not (effect or node in needed):
+    for node in reversed(captured.graph.nodes):
+        effect = node.op in ("placeholder", "output") or captured.may_write(node, facts.numbers)
+        if not (effect or node in needed or (not node.users and node not in covered)):
             continue
         needed.add(node)
         known = node in facts.constants and node.op != "get_attr" and node not in given
@@ -318,7 +318,7 @@ def _needed(
             needed.update({asked[node]} if node in asked else _reads(node, rewritten))
         else:
             settled[node] = constant if _is_weight(node) else constant.detach()
-    return [node for node in graph.nodes if node in needed]
+    return [node for node in captured.graph.nodes if node in needed]
 
 
 def _is_weight(constant: fx.Node) -> bool:

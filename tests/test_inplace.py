@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from repcompile import fuse
 from repcompile.capture import capture
+from repcompile.factories import SILENT
+from repcompile.inplace import FRESH_FUNCTIONS, FRESH_METHODS, FRESH_MODULES
+from repcompile.modules import BorderConv, ChannelAffine, ValuePad, put
 from tests.test_hostile import Net, Undecided, check, conv, copied, image, images, made, norm, parts, refusal, run_by
 
 
@@ -446,3 +450,113 @@ def test_every_augmented_assignment_writes(name: str) -> None:
         return m.norm(a) + y
 
     check(nn.Sequential(made(lambda: Net(assigned, act=nn.Sigmoid(), **parts()))).eval(), *images())
+
+
+X = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+MATRIX = X[0, 0]
+CALLED: dict[Any, tuple[Any, ...]] = {  # arguments with which there is least to do
+    **dict.fromkeys((operator.add, operator.sub, torch.add, torch.sub, torch.rsub, "add", "sub", "__add__"), (X, 0.0)),
+    **dict.fromkeys((operator.mul, operator.truediv, operator.pow, torch.mul, torch.div, torch.multiply), (X, 1.0)),
+    **dict.fromkeys((torch.true_divide, "mul", "multiply", "div", "pow", "__mul__", "__rmul__"), (X, 1.0)),
+    **dict.fromkeys((operator.floordiv, operator.mod), (X, 1.0)),
+    **dict.fromkeys((operator.and_, operator.or_, operator.xor), (X.long(), 0)),
+    **dict.fromkeys((operator.lshift, operator.rshift), (X.long(), 0)),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__"), (MATRIX, MATRIX)),
+    **dict.fromkeys((torch.bmm, "bmm"), (X[0], X[0])),
+    **dict.fromkeys((torch.maximum, torch.minimum), (X, X)),
+    **dict.fromkeys((torch.addcmul, "addcmul"), (X, X, 0.0 * X)),
+    **dict.fromkeys((torch.lerp, "lerp"), (X, X, 0.0)),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.stack), ([X],)),
+    **dict.fromkeys((torch.flip, "flip", torch.roll, "roll"), (X, (0,))),
+    **dict.fromkeys((torch.index_select, "index_select"), (X, 0, torch.tensor([0]))),
+    **dict.fromkeys((torch.clamp, "clamp"), (X, 0, 2)),
+    **dict.fromkeys((torch.mean, torch.sum, "mean", "sum", torch.softmax, "softmax", F.softmax), (X, 1)),
+    **dict.fromkeys((F.conv1d, F.conv_transpose1d), (X[0], X[0])),
+    **dict.fromkeys((F.conv2d, F.conv_transpose2d), (X, X)),
+    **dict.fromkeys((F.conv3d, F.conv_transpose3d), (X[None], X[None])),
+    **dict.fromkeys((F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d), (X[0], 1)),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d), (X, 1)),
+    **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d), (X[None], 1)),
+    F.linear: (X, MATRIX),
+    F.batch_norm: (X, torch.zeros(1).double(), torch.ones(1).double(), None, None, False, 0.1, 0.0),
+    F.layer_norm: (X, (1,)),
+    F.group_norm: (torch.cat([X, X]), 1),
+    F.prelu: (X, torch.ones(1).double()),
+    F.pad: (X, (0, 0)),
+    F.interpolate: (X, None, 1),
+    put: (X, 0, X[0]),
+    "repeat": (X, 1, 1, 1, 1),
+    "__radd__": (X, 0.0),
+}
+MODULES_MADE: dict[type, Callable[[int], nn.Module]] = {  # spatial axes -> a module that has least to do
+    nn.modules.batchnorm._BatchNorm: lambda n: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[n - 1](1, eps=0.0),
+    nn.GroupNorm: lambda n: nn.GroupNorm(1, 1),
+    nn.LayerNorm: lambda n: nn.LayerNorm(1),
+    nn.LocalResponseNorm: lambda n: nn.LocalResponseNorm(1, 0.0),
+    nn.Linear: lambda n: nn.Linear(1, 1, bias=False),
+    nn.Softmax: lambda n: nn.Softmax(1),
+    nn.Upsample: lambda n: nn.Upsample(scale_factor=1),
+    ChannelAffine: lambda n: ChannelAffine(torch.ones(1, *[1] * n), torch.zeros(1, *[1] * n)),
+}
+
+
+def _calls() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]]:
+    """Name -> (function, arguments) of everything that is taken to make a tensor of its own."""
+    functions = sorted(FRESH_FUNCTIONS - SILENT, key=lambda function: f"{function.__module__}.{function.__name__}")
+    calls = {f"{f.__module__}.{f.__name__} {i}": (f, CALLED.get(f, (X,))) for i, f in enumerate(functions)}
+    for name in sorted(FRESH_METHODS):
+        calls[name] = (operator.methodcaller(name, *CALLED.get(name, (X,))[1:]), CALLED.get(name, (X,))[:1])
+    for cls in FRESH_MODULES:
+        if cls not in (ValuePad, BorderConv):  # what they call is among the others
+            n = next((n for n in (1, 3) if f"{n}d" in cls.__name__), 2)
+            module = MODULES_MADE[cls](n) if cls in MODULES_MADE else _smallest(cls, n)
+            calls[cls.__name__] = (module.double().eval(), (torch.ones(2, *[1] * (n + 1)).double(),))
+    return calls
+
+
+def _smallest(cls: type[nn.Module], n: int) -> nn.Module:
+    sized = f"{n}d" in cls.__name__
+    arguments = (1, 1, 1) if "Conv" in cls.__name__ else ((0,) if "Pad" in cls.__name__ else (1,)) if sized else ()
+    return cls(*arguments, 0.0) if cls.__name__.startswith("ConstantPad") else cls(*arguments)
+
+
+CALLS = _calls()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_taken_to_be_fresh_shares_no_memory(name: str) -> None:
+    function, arguments = CALLS[name]
+    made = function(*arguments)
+    tensors = [tensor for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)]
+    assert made.numel()
+    assert made.untyped_storage().data_ptr() not in [tensor.untyped_storage().data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize("equation", ["oc,bchw->bohw", "oc,bchw->bochw", "bc,bc->bc", "oc,bchw"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_einsum_of_two_tensors_shares_no_memory(equation: str, listed: bool) -> None:
+    left, *right = equation.split("->")[0].split(",")
+    operands = [torch.ones([1] * len(letters)) for letters in (left, *right)]
+    made = torch.einsum(equation, operands) if listed else torch.einsum(equation, *operands)
+    assert made.untyped_storage().data_ptr() not in [tensor.untyped_storage().data_ptr() for tensor in operands]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_write_to_a_product(listed: bool) -> None:
+    def written(m: Any, x: Tensor) -> Tensor:
+        operands = (m.weight, m.conv(x))
+        y = torch.einsum("oc,bchw->bohw", list(operands)) if listed else torch.einsum("oc,bchw->bohw", *operands)
+        y.sub_(y * 0.5)
+        return m.norm(y)
+
+    model = made(lambda: Net(written, weight=nn.Parameter(torch.randn(4, 4)), **parts()))
+    check(nn.Sequential(model).eval(), *images(), operators=1)
+
+
+def test_a_write_to_an_einsum_that_may_be_a_view() -> None:
+    def written(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        torch.einsum("bchw->bhwc", y).mul_(2.0)
+        return m.norm(y)
+
+    check(nn.Sequential(made(lambda: Net(written, **parts()))).eval(), *images())

@@ -44,6 +44,7 @@ ASSIGNED = "an assignment of something else than channels"
 INDEX = "an index that drops or adds an axis, or that only the run will know"
 OTHER = "picked along another axis than the channels"
 SIDE = "positions counted from the other side than the size is known"
+NOWHERE = "no positions are picked"
 FORM = "an einsum of another form than 'image,matrix->image'"
 EXCHANGE = "an einsum that does more than exchange the channels"
 TWO = "a product of two values that depend on the input is not affine"
@@ -65,9 +66,12 @@ REASONS: list[tuple[Callable[[], Any], str]] = [
     (lambda: layouts.unflatten_module(IMAGE, _unflattened("C", (2, 2))), "a named axis"),
     (lambda: layouts.interpolate(None, scale_factor=2), KNOWN),
     (lambda: layouts.roll(IMAGE, 1), "all axes are rolled as one"),
+    (lambda: layouts.roll(IMAGE, 1, ()), "all axes are rolled as one"),
     (lambda: layouts.roll(None, 1, 2), KNOWN),
     (lambda: pools.mean(None, 1), RANK),
     (lambda: pools.mean(IMAGE), RANK),
+    (lambda: pools.mean(IMAGE, ()), RANK),
+    (lambda: pools.mean(IMAGE, [], True), RANK),
     (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(2)), RANK),
     (lambda: pools.adaptive_mean_module(None, nn.AdaptiveAvgPool2d(1)), RANK),
     (lambda: pools.adaptive_mean_module(ROWS, nn.AdaptiveAvgPool2d(2)), RANK),
@@ -146,6 +150,13 @@ REASONS: list[tuple[Callable[[], Any], str]] = [
     (lambda: channels.getitem(Y, (..., slice(Size(1, ("n",)))), FOUR), "positions that depend on the input's size"),
     (lambda: channels.narrow(Y, -1, 0, 3), RANK),
     (lambda: channels.narrow(Y, -1, 0, 3, FOUR), SIDE),
+    (lambda: channels.narrow(Y, -1, 0, 0, FOUR), SIDE),
+    (lambda: channels.narrow(Y, -1, -2, 2, FOUR), SIDE),
+    (lambda: channels.getitem(Y, (..., slice(0)), FOUR), SIDE),
+    (lambda: channels.getitem(Y, (..., slice(2, 0)), FOUR), SIDE),
+    (lambda: channels.getitem(Y, (..., slice(0)), SMALL), NOWHERE),
+    (lambda: channels.getitem(Y, (..., slice(4, 2)), SMALL), NOWHERE),
+    (lambda: channels.narrow(Y, -1, 3, 0, SMALL), NOWHERE),
     (lambda: channels.channel_shuffle(None, 2), RANK),
     (lambda: channels.channel_shuffle(ROWS, 2), RANK),
     (

@@ -491,6 +491,29 @@ def test_a_constant_of_a_fixed_dtype_stands_where_it_is_made() -> None:
     model = made(lambda: Net(forward, table=torch.rand(4, 1, 1), **parts())).float()
     fused = check(model, (image(2, 4, 7, 6).float(),), (image(1, 4, 10, 9).float(),), tolerance=1e-4)
     (place,) = [name for name, module in fused.named_modules() if isinstance(module, FixedDtype)]
-    assert place == "double_settled"
+    assert place == "mul_settled"
     again = fuse(fused)
     assert [name for name, module in again.named_modules() if isinstance(module, FixedDtype)] == [place]
+
+
+@pytest.mark.parametrize("informed", [False, True])
+def test_a_module_that_stays_python_runs_although_nobody_needs_its_value(informed: bool) -> None:
+    """It may do more than return one; only what is computed from it goes, and a view of that."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.norm(m.conv2(m.opaque(x))).narrow(1, 0, 1)
+        return m.conv(x)
+
+    seen: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    model = made(lambda: Net(forward, opaque=Undecided(note), conv=conv(), conv2=conv(), norm=norm()))
+    fused = fuse(model, images()[0] if informed else None)
+    for module in (model, fused):
+        seen.clear()
+        module(*images()[1])
+        assert len(seen) == 1
+    check(model, *images(), operators=2)

@@ -51,7 +51,8 @@ def overwrite(x: Map, index: Any, value: Map, shape: Shape | None = None) -> Map
 
 @affine_rule(torch.narrow, "narrow", dtype="same")
 def narrow(x: Map, dim: int, start: int, length: int, shape: Shape | None = None) -> Map:
-    return _picked(x, _axis(dim, shape), _entries(slice(start, start + length)), shape)
+    stop = start + length or (None if length else 0)  # a start below zero counts from the end
+    return _picked(x, _axis(dim, shape), _entries(slice(start, stop)), shape)
 
 
 @affine_rule(torch.flip, "flip", dtype="same")
@@ -222,8 +223,10 @@ def _window(x: Affine, axis: int, entry: Any, shape: Shape) -> Affine:
     size = shape[axis].known
     if size is not None:
         start, stop, step = entry.indices(size)
-        stop = min(stop, size) - size
-    if start < 0 or (stop is not None and stop > 0) or step < 1:
+        if stop <= start:
+            raise Inexact("no positions are picked")
+        stop = stop - size or None
+    if start < 0 or (stop is not None and stop >= 0) or step < 1:
         raise Inexact("positions counted from the other side than the size is known")
     window = Axis(1, step, 1, -start, stop or 0)
     pads = [(0, 0)] * len(x.axes)

@@ -122,7 +122,7 @@ def _scaled(size: Size, scale: Any, owner: str, axis: int) -> Size:
 @layout_rule(torch.roll, "roll")
 def roll(shape: Shape | None, shifts: Any, dims: Any = None) -> Layout:
     shape = _known(shape)
-    if dims is None:
+    if dims in (None, (), []):
         raise Inexact("all axes are rolled as one")
     axes = {axis % len(shape) for axis in ((dims,) if isinstance(dims, int) else dims)}
     return Layout(

@@ -141,7 +141,7 @@ def _adaptive_mean(shape: Shape | None, n_axes: int, output_size: Any, owner: st
 @layout_rule(torch.mean, "mean", dtype="promoted")
 def mean(shape: Shape | None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Layout:
     """The mean over some axes."""
-    if shape is None or dim is None or dtype is not None:
+    if shape is None or dim in (None, (), []) or dtype is not None:
         raise Inexact("the rank of the input is not known here; example_inputs may tell")
     dims = {axis % len(shape) for axis in ((dim,) if isinstance(dim, int) else dim)}
     kept = [axis for axis in range(len(shape)) if axis not in dims]

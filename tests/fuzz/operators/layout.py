@@ -9,7 +9,7 @@ from tests.fuzz.program import Params, Step
 
 CHANNELS = (
     "{x}[:, 1:]", "{x}[:, :-1]", "{x}[:, ::2]", "{x}[:, :2]", "{x}.narrow(1, 1, {less})", "{x}.flip(1)",
-    "{x}[:, [1, 0]]",
+    "{x}[:, [1, 0]]", "{x}.narrow(1, -1, 1)",
     "torch.flip({x}, [1])", "{x}.index_select(1, torch.tensor([1, 0]))", "{x}[:, -1:]", "torch.roll({x}, 1, 1)",
     "{x}[:, 1:][:, :1]", "{x}.repeat_interleave(2, 1)", "torch.index_select({x}, 1, torch.tensor([0, 0, 1]))",
     "torch.cat({x}.chunk(2, 1)[::-1], 1)", "{x}.split(1, 1)[1:][0]", "torch.stack({x}.unbind(1)[::-1], 1)",
@@ -19,7 +19,7 @@ CHANNELS = (
 POSITIONS = (
     "{x}[..., 1:-1]", "{x}[..., ::2]", "{x}[:, :, 1:]", "{x}[:, :, :-1]", "{x}[:, :, 1::2]", "{x}[..., :-2]",
     "{x}.flip(-1)", "{x}[..., 1:, :]", "{x}.narrow(-1, 0, 3)", "{x}[..., -3:]", "{x}[..., :3]", "{x}.roll(1, -1)",
-    "{x}[1:]", "{x}[:1]", "{x}[:, :, ::2][:, :, 1:]",
+    "{x}[1:]", "{x}[:1]", "{x}[:, :, ::2][:, :, 1:]", "{x}.narrow(-1, -2, 2)", "{x}.roll(1, ())",
 )  # fmt: skip
 
 

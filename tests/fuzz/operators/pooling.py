@@ -32,7 +32,7 @@ GLOBAL = (
     "{x}.mean((-2, -1), keepdim=True)", "{x}.mean(-1)", "{x}.flatten(2).mean(-1)",
     "torch.mean({x}, dim=2, keepdim=True)",
     "{x}.amax(-1, keepdim=True)", "{x}.sum(-1, keepdim=True)", "{x} - {x}.mean(1, keepdim=True)", "{x}.mean(1)",
-    "{x}.std(-1, keepdim=True)", "{x}.cumsum(1)",
+    "{x}.std(-1, keepdim=True)", "{x}.cumsum(1)", "{x} - {x}.mean(())",
 )  # fmt: skip
 ADAPTIVE = ("F.adaptive_avg_pool{n}d({x}, 1)", "F.adaptive_avg_pool{n}d({x}, 2)", "F.adaptive_max_pool{n}d({x}, 1)")
 
