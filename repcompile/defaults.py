@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from repcompile.copies import duplicate
 from repcompile.errors import ModelError
@@ -79,6 +80,8 @@ class Specialized(Fused):
         _others: Others | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and _is_leaf(self, args, kwargs):
+            return super().__call__(*args, **kwargs)
         values = self._way.values(args, kwargs)
         if values is None or not self._way.fits(self):
             return self.otherwise(*args, **kwargs)
@@ -150,6 +153,13 @@ def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> 
     return result
 
 
+def _is_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is recorded as that of one module: so torch.fx reads a graph that it has written to a file."""
+    proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
+    tracer = None if proxy is None else proxy.tracer
+    return isinstance(tracer, fx.Tracer) and tracer.is_leaf_module(module, "")
+
+
 def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, changed: bool) -> Specialized:
     result = of_class(Specialized, reduced[0](*reduced[1]))
     vars(result).update(_way=arguments, _others=others)
@@ -188,20 +198,15 @@ def _same(value: Tensor, other: Tensor) -> bool:
     return same and torch.equal(value.to(other.device, other.dtype), other)
 
 
-def _table(module: nn.Module, path: str) -> tuple[dict[str, Any], str]:
+def _get(module: nn.Module, path: str) -> Tensor | None:
     owner, _, name = path.rpartition(".")
     module = module.get_submodule(owner)
-    return (module._parameters if name in module._parameters else module._buffers), name
-
-
-def _get(module: nn.Module, path: str) -> Tensor | None:
-    table, name = _table(module, path)
-    return table[name]
+    return (module._parameters if name in module._parameters else module._buffers)[name]
 
 
 def _put(module: nn.Module, path: str, tensor: Tensor | None) -> None:
-    table, name = _table(module, path)
-    table[name] = tensor
+    owner, _, name = path.rpartition(".")
+    setattr(module.get_submodule(owner), name, tensor)  # recurrent modules keep their weights in a list, too
 
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:

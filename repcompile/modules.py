@@ -149,7 +149,9 @@ class Mapped(nn.Module):
 def _may_remember(x: Tensor, weight: Tensor) -> bool:
     """Not in what is being recorded or transformed, and not what gradients or autocast pass through."""
     recorded = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
-    transformed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta has none
+    transformed = torch._C._are_functorch_transforms_active() or casts
     learns = torch.is_grad_enabled() and weight.requires_grad
     return not (recorded or transformed or learns or weight.is_inference())
 

@@ -344,11 +344,23 @@ class _Editor:
         n_axes: behind the channels of what it is to take in: a Linear along the last axis takes nothing along the
         first.  width: what is broadcast to so many channels is none.
         """
-        known = [(fact.path, fact.map) for fact in self._facts.maps.get(value, ()) if isinstance(fact.map, Affine)]
+        facts = [fact for fact in self._facts.maps.get(value, ()) if self._is_private(value, fact.source)]
+        known = [(fact.path, fact.map) for fact in facts if isinstance(fact.map, Affine)]
         there = None if n_axes is None else self._width(value, n_axes)
         fits = width is None or (there in (None, width) and all(x.c_out == width for _, x in known[:1]))
         weighs = any((n_axes in (None, len(x.axes)) or path) and not x.is_diagonal for path, x in known)
         return _is_read_once(value) and fits and weighs
+
+    def _is_private(self, value: fx.Node, source: fx.Node) -> bool:
+        """Whether nobody else reads what lies between the two: who computes that anyway, gains nothing here."""
+        inside, stack = {value}, [value]
+        while stack:
+            for operand in stack.pop().all_input_nodes:
+                if operand is not source and operand not in inside and self._is_value(operand):
+                    inside.add(operand)
+                    stack.append(operand)
+        users = (user for node in inside if node is not value for user in node.users)
+        return all(user in inside or question_of(user) is not None for user in users)
 
     def _over_sum(
         self, node: fx.Node, terms: Sequence[Term], first: int, near: Affine, numbers: _Numbers | fx.Node

@@ -314,11 +314,19 @@ def _needed(
         needed.add(node)
         known = node in facts.constants and node.op != "get_attr" and node not in given
         constant = facts.constants.evaluated(node) if known else None
-        if constant is None:
+        if constant is None or not _is_convertible(constant, node):
             needed.update({asked[node]} if node in asked else _reads(node, rewritten))
         else:
             settled[node] = constant if _is_weight(node) else constant.detach()
     return [node for node in captured.graph.nodes if node in needed]
+
+
+def _is_convertible(value: Tensor, constant: fx.Node) -> bool:
+    """Whether `module.to` does to it what it does to the weights that it is computed from.
+
+    The imaginary part goes where a dtype is real, and `channels_last` takes four axes.
+    """
+    return not value.is_complex() and (value.dim() != 5 or _is_weight(constant))
 
 
 def _is_weight(constant: fx.Node) -> bool:

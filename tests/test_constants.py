@@ -187,3 +187,37 @@ def test_a_dtype_that_the_model_chose_stays(again: bool) -> None:
         assert {p.dtype for p in moved.parameters()} == {dtype}
         assert_close(moved(x), copy.deepcopy(model).to(dtype)(x), 30 * torch.finfo(dtype).eps)
     assert_close(fused(image(2, 4, 9, 8)), model(image(2, 4, 9, 8)))
+
+
+def _gated_frequencies(m: Any, x: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft2(m.conv(x)) * torch.view_as_complex(m.pairs)
+    return torch.fft.irfft2(spectrum, s=x.shape[-2:])
+
+
+def _weighed(m: Any, x: Tensor) -> Tensor:
+    branches = torch.stack([torch.relu(m.conv(x)), torch.relu(m.norm(x))])
+    return (branches * m.mixture.softmax(0).view(2, 1, 1, 1, 1)).sum(0)
+
+
+CONVERTED: dict[str, Callable[[Any], Any]] = {
+    "float": lambda m: m.float(),
+    "double": lambda m: m.to(torch.float64),
+    "there and back": lambda m: m.float().double(),
+    "channels last": lambda m: m.to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("convert", CONVERTED.values(), ids=CONVERTED)
+@pytest.mark.parametrize("forward", [_gated_frequencies, _weighed])
+@pytest.mark.parametrize("informed", [False, True])
+def test_a_constant_goes_where_its_weights_go(convert: Callable[[Any], Any], forward: Any, informed: bool) -> None:
+    """torch gives complex tensors a real dtype, without their imaginary part, and only four axes another order."""
+    tensors = {"pairs": nn.Parameter(torch.randn(4, 1, 1, 2)), "mixture": nn.Parameter(torch.randn(2))}
+    model, (call, other) = made(lambda: Net(forward, **tensors, **parts())), images()
+    fused, expected = convert(fuse(model, call if informed else None)), convert(copy.deepcopy(model))
+    dtype = next(expected.parameters()).dtype
+    for inputs in (call, other):
+        given = tuple(x.to(dtype) for x in inputs)
+        got, wanted = fused(*given), expected(*given)
+        assert got.dtype == wanted.dtype == dtype
+        assert_close(got, wanted, 1e-5)

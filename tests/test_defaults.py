@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -136,3 +137,51 @@ def test_a_fused_model_in_the_model_that_is_fused(dropped: bool) -> None:
         assert_close(again(X.to(dtype)).double(), before[0], tolerance)
         if not dropped:
             assert_close(again(X.to(dtype), M.to(dtype)).double(), before[1], tolerance)
+
+
+class Spoken(nn.Module):
+    """A recurrent module keeps its weights in a list beside the tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)
+        self.recurrent = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        y = self.recurrent(self.norm(self.conv(x)).transpose(1, 2))[0]
+        return y if lengths is None else y * (torch.arange(y.shape[1])[None] < lengths[:, None])[..., None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_recurrent_module_goes_where_the_fused_model_goes(dtype: torch.dtype) -> None:
+    model = made(Spoken)
+    fused = fuse(model).to(dtype)
+    expected, x = copy.deepcopy(model).to(dtype), image(2, 3, 9)
+    for arguments in ((x.to(dtype),), (x.to(dtype), torch.tensor([5, 9]))):
+        assert_close(fused(*arguments), expected(*arguments), 1e-5 if dtype == torch.float32 else 1e-10)
+
+
+class Asking(nn.Module):
+    """Asks what torch.fx cannot answer, and torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if y.is_cuda:
+            y = y + 1
+        return y - 1 if y.shape[0] > 100 else y
+
+
+def test_a_part_that_torch_export_captured_is_written_to_a_file_and_read() -> None:
+    model, x = made(lambda: nn.Sequential(Asking(), nn.ReLU(), conv())), image(2, 4, 7, 6)
+    fused = fuse(model, (x,))
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    for call in (x, image(1, 4, 9, 5)):
+        assert torch.equal(again(call), fused(call))
+        assert_close(again(call), model(call), 1e-10)

@@ -228,3 +228,9 @@ def test_a_recorded_graph_computes_the_map(record: Callable[[nn.Module, Tensor],
         recorded = record(module, small)
         for x in (small, large):
             assert_close(recorded(x), expected(module, x))
+
+
+def test_a_border_map_on_a_device_that_autocast_does_not_know() -> None:
+    module, x = border_conv().to("meta"), image(7, 6).to("meta")
+    with torch.no_grad():
+        assert module(x).shape == (1, 4, 7, 6)

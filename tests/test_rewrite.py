@@ -522,7 +522,7 @@ def test_a_module_that_stays_python_runs_although_nobody_needs_its_value(informe
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("padding", [2, 3])
-def test_a_wide_border_is_checked_on_an_image_that_has_it(mode: str, size: int, padding: int) -> None:
+def test_a_wide_border_is_checked_on_an_image_that_has_it(mode: Any, size: int, padding: int) -> None:
     wide = nn.Conv2d(4, 6, size, padding=padding, padding_mode=mode)
     model = made(lambda: nn.Sequential(conv(size=1), wide, nn.BatchNorm2d(6)))
     check(model, *images(), operators=1)
