@@ -33,6 +33,10 @@ KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 FLOATING_FUNCTIONS = (F.batch_norm, F.layer_norm, F.group_norm)
 COMMON_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear)  # of the weight's dtype
+PADS = (
+    *(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd),
+    *(nn.modules.padding._ReplicationPadNd, nn.modules.padding._CircularPadNd),
+)
 AS_ANOTHER = ("view_as", "reshape_as")
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)
@@ -106,7 +110,11 @@ def _does_nothing(node: fx.Node, captured: Captured) -> bool:
         plain = isinstance(module, nn.LeakyReLU) and cls is nn.LeakyReLU and module.negative_slope == 1
         if isinstance(module, nn.PReLU) and cls is nn.PReLU:
             plain = bool((module.weight == 1).all())
+        if issubclass(cls, PADS):
+            plain = not any(module.padding)  # type: ignore[arg-type]
         return plain and len(node.all_input_nodes) == 1
+    if node.target is F.pad:
+        return len(node.all_input_nodes) == 1 and len(node.args) > 1 and _are_zeros(node.args[1])
     return (_neutral(node) and _floating(_operand(node), captured)) or _scaled_by_ones(node, captured)
 
 
@@ -159,6 +167,10 @@ def _width(node: fx.Node, captured: Captured) -> tuple[int, int, torch.dtype] | 
     channels = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     weight = getattr(module, "weight", None)
     return None if n_axes is None or channels is None or weight is None else (channels, n_axes, weight.dtype)
+
+
+def _are_zeros(sizes: Any) -> bool:
+    return isinstance(sizes, list | tuple) and all(type(size) is int and size == 0 for size in sizes)
 
 
 def _neutral(node: fx.Node) -> bool:

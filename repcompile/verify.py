@@ -61,7 +61,14 @@ def _compared(model: nn.Module, fused: nn.Module, example_inputs: Sequence[Any],
         native = compare_outputs(expected, got, eps**0.5)
         return native, native
     noises = [_errors(exact, expected), *_disturbed(model, inputs, exact, eps, SEEDS[:1], result_of)]
-    bounds = _bounds(exact, noises, eps, ESTIMATES)
+    checks = _both(exact, rounded, expected, got, _bounds(exact, noises, eps, ESTIMATES))
+    if not all(check.passed for check in checks):  # where a ReLU lets little pass, one disturbance may not show
+        noises += _disturbed(model, inputs, exact, eps, SEEDS, result_of, _ResultsOff)
+        checks = _both(exact, rounded, expected, got, _bounds(exact, noises, eps, ESTIMATES))
+    return checks
+
+
+def _both(exact: Any, rounded: Any, expected: Any, got: Any, bounds: Sequence[float]) -> tuple[Check, Check]:
     return compare_outputs(exact, rounded, bounds), compare_outputs(expected, got, bounds)
 
 

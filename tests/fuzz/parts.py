@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Branch(nn.Module):
-    """One of two parts, by what is in the tensor."""
+    """One of two parts, by what is in the tensor; what was centred is not on the edge."""
 
     def __init__(self, one: nn.Module, two: nn.Module) -> None:
         super().__init__()
         self.one, self.two = one, two
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
+        if x.sum() > 1:
             return self.one(x)
         return self.two(x)
 
