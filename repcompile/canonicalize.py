@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from repcompile.borders import surround
 from repcompile.capture import Captured
-from repcompile.inplace import exposed, is_fresh, is_name, returned
+from repcompile.inplace import PADS, exposed, is_fresh, is_name, returned
 from repcompile.inquiries import ASKED, RANK_QUESTIONS, question_of
 from repcompile.spelling import name_of, target_of
 
@@ -33,10 +33,6 @@ KEEP_SIZE_MODULES = (*NORMS, nn.GroupNorm, nn.LayerNorm, *ACTIVATIONS)
 FLOATING_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 FLOATING_FUNCTIONS = (F.batch_norm, F.layer_norm, F.group_norm)
 COMMON_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear)  # of the weight's dtype
-PADS = (
-    *(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd),
-    *(nn.modules.padding._ReplicationPadNd, nn.modules.padding._CircularPadNd),
-)
 AS_ANOTHER = ("view_as", "reshape_as")
 NEUTRAL = {"mul": 1, "truediv": 1, "div": 1, "add": 0, "sub": 0}
 KEEP_SIZE_FUNCTIONS = (F.batch_norm, F.relu, F.gelu, F.silu, F.sigmoid, torch.relu, torch.sigmoid, F.group_norm)

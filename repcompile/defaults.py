@@ -80,10 +80,10 @@ class Specialized(Fused):
         _others: Others | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and _is_leaf(self, args, kwargs):
-            return super().__call__(*args, **kwargs)
         values = self._way.values(args, kwargs)
         if values is None or not self._way.fits(self):
+            if not torch.compiler.is_compiling() and _is_leaf(self, args, kwargs):
+                return super().__call__(*args, **kwargs)
             return self.otherwise(*args, **kwargs)
         return self._way.result(super().__call__(*values))
 
