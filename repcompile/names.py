@@ -43,17 +43,29 @@ def names_of_regions(regions: Sequence[Region], captured: Captured, facts: Facts
     return [taken.first_free(_wishes(region, facts)) for region in regions]
 
 
-def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured) -> dict[fx.Node, str]:
-    """A place for each tensor that was computed: its own name if it is a parametrized one."""
+def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured, called: Container[str]) -> dict[fx.Node, str]:
+    """A place for each tensor that was computed: its own name if it is a parametrized one.
+
+    called: paths of the modules that stay, or are new; no tensor goes into one of them.
+    """
     names: dict[fx.Node, str] = {}
-    taken = {*captured.constants, *captured.modules}
+    paths = (*captured.constants, *captured.modules)
+    taken = {*paths, *(prefix for path in paths for prefix in _prefixes(path))}
     for node in nodes:
         path = str(node.meta.get("path", ""))
         owner, parametrized, field = path.partition(".parametrizations.")
         wish = f"{owner}.{field}" if parametrized else ""
-        names[node] = wish if wish and wish not in taken else f"{path}.{node.name}_settled".lstrip(".")
-        taken.add(names[node])
+        if not wish or wish in taken or _is_inside(wish, called):
+            while path and _is_inside(f"{path}.", called):
+                path = path.rpartition(".")[0]
+            wish = _free(f"{path}.{node.name}_settled".lstrip("."), taken)
+        names[node] = wish
+        taken.add(wish)
     return names
+
+
+def _is_inside(path: str, owners: Container[str]) -> bool:
+    return any(owner in owners for owner in _prefixes(path))
 
 
 class Places:

@@ -245,7 +245,9 @@ def _new_graph(
     asked = _asked_elsewhere(captured.graph, facts, rewritten)
     given = returned(captured.graph, captured.classes)  # a new tensor in every call, which the caller may write to
     needed = _needed(captured, facts, rewritten, settled, asked, given)
-    names = names_of_tensors(settled, captured)
+    called = {str(node.target) for node in needed if node.op == "call_module" and node not in rewritten}
+    called.update(item.path for item in rewritten.values() if item.made.module is not None)
+    names = names_of_tensors(settled, captured, called)
     python = captured.asked_by_python()
     twins: dict[fx.Node, fx.Node] = {}  # the first of nodes that do the same -> their value
     for node in needed:

@@ -245,6 +245,20 @@ def test_what_the_compiler_names_is_not_what_the_model_has(name: str) -> None:
     check(module, *images())
 
 
+@pytest.mark.parametrize("name", ["mul_settled", "other"])
+def test_a_computed_tensor_goes_into_no_module_that_is_called(name: str) -> None:
+    """Half of the convolution's weight is computed where the convolution has been, which is called once more."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.conv(x)
+        y = torch.relu(F.conv2d(x, self.conv.weight * 0.5, padding=1))
+        return getattr(self, name)(torch.relu(self.conv(y)))  # type: ignore[no-any-return]
+
+    fused = check(made(lambda: Net(forward, conv=conv(), **{name: nn.Sequential(conv(), norm())})), *images())
+    assert norms(fused) == 0
+    assert [key for key in fused.state_dict() if key.startswith("conv.")] == ["conv.weight", "conv.bias"]
+
+
 class Masked(nn.Module):
     """With a part of any name, and another way of calling it."""
 
