@@ -69,6 +69,11 @@ class Arguments:
         alike = alike and all(given[name] is not None for name in self.given)
         return [given[name] for name in self.inputs] if alike else None
 
+    @property
+    def rearranges(self) -> None:
+        """A traced graph takes the model's arguments, and returns what the model does."""
+        return None
+
     def fits(self, module: nn.Module) -> bool:
         """A traced graph is right for all weights."""
         return True

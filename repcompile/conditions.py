@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils import _pytree as pytree
 
 from repcompile.arguments import same_value
@@ -30,25 +31,38 @@ class Signature:
     """How arguments are matched to parameters.
 
     positions, keywords: names of the parameters that may, and may not, be given by position.
-    defaults: of those that have one.  starred: whether there is `*args`.
+    defaults: of those that have one.  starred, rest: names of `*args` and `**kwargs`, where there are some.
     """
 
     positions: tuple[str, ...]
     keywords: tuple[str, ...]
     defaults: Mapping[str, Any]
-    starred: bool
+    starred: str | None
+    rest: str | None
 
     def arranged(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The call with every parameter in its place, whether it was given or not; None if it is no call."""
         given = dict(zip(self.positions, args, strict=False))
         extra = tuple(args[len(self.positions) :])
-        if (extra and not self.starred) or any(name in given for name in kwargs):
+        if (extra and self.starred is None) or any(name in given for name in kwargs):
             return None
         given = {**self.defaults, **given, **kwargs}
         if not all(name in given for name in (*self.positions, *self.keywords)):
             return None
         first = tuple(given.pop(name) for name in self.positions)
         return (*first, *extra), dict(sorted(given.items()))
+
+    def spelt(self) -> inspect.Signature:
+        """The parameters as Python has them."""
+        parameter = inspect.Parameter
+        kinds = {
+            **dict.fromkeys(self.positions, parameter.POSITIONAL_OR_KEYWORD),
+            **dict.fromkeys([self.starred] if self.starred else [], parameter.VAR_POSITIONAL),
+            **dict.fromkeys(self.keywords, parameter.KEYWORD_ONLY),
+            **dict.fromkeys([self.rest] if self.rest else [], parameter.VAR_KEYWORD),
+        }
+        defaults = {name: self.defaults.get(name, parameter.empty) for name in kinds}
+        return inspect.Signature([parameter(name, kind, default=defaults[name]) for name, kind in kinds.items()])
 
 
 def signature_of(forward: Callable[..., Any]) -> Signature:
@@ -58,7 +72,8 @@ def signature_of(forward: Callable[..., Any]) -> Signature:
         tuple(p.name for p in parameters if p.kind in by_position),
         tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
         {p.name: p.default for p in parameters if p.default is not p.empty},
-        any(p.kind is p.VAR_POSITIONAL for p in parameters),
+        next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None),
+        next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
     )
 
 
@@ -142,6 +157,11 @@ class Conditions:
         except ArithmeticError:  # a quotient by zero: not a size that the run could have had
             return False
 
+    @property
+    def rearranges(self) -> inspect.Signature:
+        """A program takes and returns the leaves of what the module does."""
+        return self.signature.spelt()
+
     def fits(self, module: nn.Module) -> bool:
         """Whether the weights are of the kind that the program was made for."""
         return self.kinds is None or weights_of(module) <= self.weights
@@ -153,7 +173,8 @@ class Conditions:
 
 
 def sizes_of(inputs: Sequence[Any]) -> list[tuple[int, ...]]:
-    return [tuple(value.shape) if isinstance(value, Tensor) else (value,) for value in inputs]
+    sizes = [tuple(value.shape) if isinstance(value, Tensor) else (value,) for value in inputs]
+    return [tuple(map(int, shape)) for shape in sizes] if is_tracing() else sizes  # tensors, where it traces
 
 
 def ones_in(sizes: Sizes) -> frozenset[tuple[int, int]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 
 from repcompile.copies import duplicate
@@ -27,6 +29,11 @@ class Way(Protocol):
         """The inputs of the graph in a call, None if it is a call of another kind."""
         ...
 
+    @property
+    def rearranges(self) -> inspect.Signature | None:
+        """The model's arguments if its graph takes and returns something else, None if it does not."""
+        ...
+
     def fits(self, module: nn.Module) -> bool:
         """Whether the weights are still such that the graph is right."""
         ...
@@ -34,6 +41,23 @@ class Way(Protocol):
     def result(self, values: Any) -> Any:
         """What the model returns where the graph returns `values`."""
         ...
+
+
+class Rearranged(CodeGen):
+    """What an interpreter of a graph, which torch.export is, does before it and behind it."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.way = way
+
+    def process_inputs(self, *args: Any) -> Any:
+        values = self.way.values(args, {})
+        if values is None:
+            raise ModelError("the graph of the fused model is run in a way that it was not compiled for")
+        return values
+
+    def process_outputs(self, outputs: Any) -> Any:
+        return self.way.result(outputs)
 
 
 class Others:
@@ -78,14 +102,37 @@ class Specialized(Fused):
     if TYPE_CHECKING:  # torch.jit.script reads what is annotated here
         _way: Way
         _others: Others | None
+        _written: Any  # the forward that torch.fx has written
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = super().__call__
+        return self._answer(run, args, kwargs) if self._way.rearranges is None else run(*args, **kwargs)
+
+    def _answer(self, graph: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         values = self._way.values(args, kwargs)
         if values is None or not self._way.fits(self):
             if not torch.compiler.is_compiling() and _is_leaf(self, args, kwargs):
-                return super().__call__(*args, **kwargs)
+                return graph(*args, **kwargs)
             return self.otherwise(*args, **kwargs)
-        return self._way.result(super().__call__(*values))
+        return self._way.result(graph(*values))
+
+    def _become(self, way: Way, others: Others | None) -> None:
+        vars(self).update(_way=way, _others=others)
+        self._rearrange()
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        type(self)._written = type(self).forward
+        if "_way" in vars(self):  # not while it is made
+            self._rearrange()
+        return code
+
+    def _rearrange(self) -> None:
+        """Let `forward` and interpreters of the graph take and return what the model does."""
+        signature = self._way.rearranges
+        if signature is not None:
+            self.graph.set_codegen(Rearranged(self._way))
+            type(self).forward = _rearranging(signature)
 
     def _tie_others(self) -> None:
         """Take the weights as they are for those that were fused."""
@@ -128,9 +175,9 @@ class Specialized(Fused):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Specialized:
         result: Any = super().__deepcopy__(memo)
-        vars(result).update(_way=self._way, _others=copy.deepcopy(self._others, memo))
+        result._become(self._way, copy.deepcopy(self._others, memo))
         _watch(result, self)
-        return result
+        return result  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         changed = self._others is not None and self._others.versions != _versions(self)
@@ -148,9 +195,21 @@ def specialized(fused: fx.GraphModule, model: nn.Module, arguments: Way, named: 
 def standing_in(fused: fx.GraphModule, otherwise: nn.Module, arguments: Way) -> Specialized:
     """`fused` for calls as `arguments` says, and `otherwise`, which is taken over, for the other ones."""
     result = of_class(Specialized, fused)
-    vars(result).update(_way=arguments, _others=Others(otherwise, fused))
+    result._become(arguments, Others(otherwise, fused))
     _watch(result)
     return result
+
+
+def _rearranging(signature: inspect.Signature) -> Any:
+    """A forward with these parameters."""
+
+    def forward(self: Specialized, *args: Any, **kwargs: Any) -> Any:
+        return self._answer(self._written, args, kwargs)
+
+    name = "_".join(["self", *signature.parameters])  # is none of them
+    own = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore
+    return forward
 
 
 def _is_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -162,7 +221,7 @@ def _is_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def _restored(reduced: tuple[Any, ...], arguments: Way, others: Others | None, changed: bool) -> Specialized:
     result = of_class(Specialized, reduced[0](*reduced[1]))
-    vars(result).update(_way=arguments, _others=others)
+    result._become(arguments, others)
     _watch(result)
     if others is not None:
         others.stale |= changed

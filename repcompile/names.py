@@ -18,7 +18,7 @@ from repcompile.regions import Region
 RESERVED = frozenset(  # beside the names of the class
     (
         *("meta", "self", "_graph", "_code", "_tracer_cls", "_tracer_extras", "shape_env"),
-        *("_way", "_others", "_keeps"),
+        *("_way", "_others", "_keeps", "_written"),
     )
 )
 UNSAYABLE = re.compile(r'["\\\x00-\x1f]')  # between quotation marks

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,13 @@ def test_arguments_are_arranged_as_python_does(args: Sequence[int], kwargs: Mapp
     bound.apply_defaults()
     assert arranged is not None
     assert forward(*arranged[0], **arranged[1]) == forward(*bound.args, **bound.kwargs)
+
+
+@pytest.mark.parametrize("function", [forward, lambda x, y: x, lambda *x: x, lambda **x: x, lambda *, x, y=3: x])
+def test_a_signature_is_spelt_as_python_does(function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    plain = inspect.Signature([parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters])
+    assert signature_of(function).spelt() == plain
 
 
 def conditions(**options: Any) -> Conditions:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repcompile import Compilation, compile_model, explain, fuse
 from repcompile.defaults import Specialized
+from repcompile.errors import ModelError
 from repcompile.noise import SameNoise
 from tests.test_hostile import (
     Inputs,
@@ -184,6 +185,47 @@ def test_it_is_copied_pickled_and_named_like_the_model() -> None:
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         assert_same_call(model, other, (x,))
         assert_same_call(model, other, (image(3, 4, 5, 5),))
+
+
+def forms(fused: nn.Module) -> tuple[nn.Module, ...]:
+    again = copy.deepcopy(fused)
+    assert isinstance(again, Specialized)
+    again.recompile()
+    return fused, again, pickle.loads(pickle.dumps(fused))
+
+
+@pytest.mark.parametrize("name", ["branches_on_the_image", "returns_much", "makes_tensors"])
+def test_exported_it_takes_and_returns_what_the_model_does(name: str) -> None:
+    model, x = network(CAPTURED[name]), image(2, 4, 8, 8)
+    for fused in forms(fuse(model, (x,))):
+        assert_same_call(model, torch.export.export(fused, (x,)).module(), (x,))
+        assert_close(fused.forward(x), model(x))
+
+
+def test_exported_it_takes_a_dict() -> None:
+    def forward(m: Any, inputs: Any) -> Any:
+        return {"y": branches_on_the_image(m, inputs["image"])}
+
+    model = network(forward)
+    inputs = ({"image": image(2, 4, 8, 8)},)
+    fused = fuse(model, inputs)
+    assert isinstance(fused, Specialized)
+    assert_same_call(model, torch.export.export(fused, inputs).module(), inputs)
+
+
+def test_another_side_of_the_branch_is_not_exported() -> None:
+    """torch.export interprets the graph, which does not have the other side."""
+    for fused in forms(fuse(network(branches_on_the_image), (image(2, 4, 8, 8),))):
+        with pytest.raises(ModelError, match="in a way that it was not compiled for"):
+            torch.export.export(fused, (image(2, 4, 5, 5),))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+def test_traced_by_torch_jit_it_returns_what_the_model_does() -> None:
+    model, x = network(branches_on_the_image), image(2, 4, 8, 8)
+    for fused in forms(fuse(model, (x,))):
+        traced: Any = torch.jit.trace(fused, x, check_trace=False)
+        assert_same_call(model, traced, (x,))
 
 
 def test_integers_that_vary_are_inputs() -> None:
