@@ -52,8 +52,8 @@ def of_rank(x: Tensor, rank: int) -> Tensor:
         return handle_torch_function(of_rank, (x,), x, rank)
     if x.dim() != rank:
         raise ValueError(
-            f"repcompile fused this model for inputs with a batch, where this value has {rank} axes; "
-            f"it has {x.dim()}: {list(x.shape)}. Call it with a batch, or fuse it with example_inputs like this one"
+            f"repcompile fused this model for inputs of which this value has {rank} axes; it has {x.dim()}: "
+            f"{list(x.shape)}. Call it with as many (with a batch, maybe), or fuse it with example_inputs like these"
         )
     return x
 

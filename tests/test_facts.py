@@ -184,7 +184,7 @@ def test_an_operator_that_would_act_along_another_axis_without_a_batch(name: str
     build, (batch, single) = FOR_BATCHES[name]
     model = made(build)
     fused = check(model, batch, examples=(example,))
-    with pytest.raises(ValueError, match="inputs with a batch"):
+    with pytest.raises(ValueError, match=r"this value has \d axes"):
         fused(*single)
     check(model, single, examples=(True,))
 

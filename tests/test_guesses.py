@@ -121,7 +121,7 @@ def test_a_norm_behind_a_sum_refuses_images_without_a_batch_that_it_would_take_f
 
     model = made(lambda: NetOfTwo(forward, a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(5, 8, 1), norm=nn.BatchNorm1d(8)))
     check(model, (image(2, 3, 8), image(2, 5, 8)), (image(1, 3, 6), image(1, 5, 6)), operators=3)
-    with pytest.raises(ValueError, match="with a batch"):
+    with pytest.raises(ValueError, match=r"this value has \d axes"):
         fuse(model)(image(3, 8), image(5, 8))
 
 
