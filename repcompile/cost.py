@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -72,6 +72,7 @@ def cost_of_map(
     single: float = 0,
     transposed: bool = False,
     stored: float | None = None,
+    seams: float = 0,
 ) -> tuple[Cost, ...]:
     """The kernels that compute `x`: one, and more for padding that is not zeros or not alike on both sides, for a
     crop, and for a border map.
@@ -82,6 +83,7 @@ def cost_of_map(
     single: of one output, as a border map has them; few beside a batch.
     transposed: whether the model spells it as a transposed convolution, which pads and crops by itself.
     stored: numbers that are read beside the image; those of the operator that we make unless given.
+    seams: positions that are copied from the opposite sides of the image, where padding is circular.
     """
     if isinstance(x, Uniform):
         return () if x.is_identity else (cost_of_elementwise(1, channels, after),)  # an operator that only passes on
@@ -107,10 +109,12 @@ def cost_of_map(
     kernels = [Cost(x.weights * positions, ELEMENT * moved, 1)]
     if pads and crops and not x.pads_at_once:
         widest = before if widest is None else widest
-        kernels += [cost_of_copy(x.c_in * given, x.c_in * widest)] * kernels_of_padding(x)
+        kernels += cost_of_padding(x, x.c_in * given, x.c_in * widest, x.c_in * seams)
         kernels.append(cost_of_copy(x.c_in * widest, x.c_in * before))
-    elif pads or crops:
-        kernels += [cost_of_copy(x.c_in * given, x.c_in * before)] * (kernels_of_padding(x) if pads else 1)
+    elif pads:
+        kernels += cost_of_padding(x, x.c_in * given, x.c_in * before, x.c_in * seams)
+    elif crops:
+        kernels.append(cost_of_copy(x.c_in * given, x.c_in * before))
     if ragged:
         kernels.append(cost_of_copy(x.c_out * made, x.c_out * after))
     if surrounds:
@@ -121,11 +125,28 @@ def cost_of_map(
     return tuple(kernels)
 
 
-def kernels_of_padding(x: Map) -> int:
-    """One; torch pads circularly by an empty image, a copy of the image, and one of each side."""
+def cost_of_padding(x: Map, before: float, after: float, seams: float) -> tuple[Cost, ...]:
+    """One kernel; torch pads circularly by an empty image, a copy of the image, and one of each side.
+
+    before, after: how many numbers the image has.  seams: how many are copied from its sides.
+    """
     if not isinstance(x, Affine) or x.mode != "circular":
-        return 1
-    return 2 + sum((axis.lo > 0) + (axis.hi > 0) for axis in x.axes)
+        return (cost_of_copy(before, after),)
+    sides = sum((axis.lo > 0) + (axis.hi > 0) for axis in x.axes)
+    side = seams / max(sides, 1)
+    return (Cost(launches=1), cost_of_copy(before, before), *((cost_of_copy(side, side),) * sides))
+
+
+def seams_of(x: Map, sizes: Sequence[int], numbers: float) -> float:
+    """How many of the `numbers` of an image that is padded circularly come from its opposite sides; none where the
+    sizes are not known.
+
+    sizes: of the padded image, the spatial ones last.
+    """
+    if not isinstance(x, Affine) or x.mode != "circular" or not sizes or not all(sizes):
+        return 0.0
+    last = sizes[len(sizes) - len(x.axes) :]
+    return sum(numbers * (max(axis.lo, 0) + max(axis.hi, 0)) / size for axis, size in zip(x.axes, last, strict=True))
 
 
 def cost_of_resampling(channels: int, before: float, after: float) -> Cost:

@@ -21,11 +21,11 @@ from repcompile.cost import (
     ELEMENT,
     POSITIONS,
     Cost,
-    cost_of_copy,
     cost_of_elementwise,
     cost_of_map,
+    cost_of_padding,
     cost_of_resampling,
-    kernels_of_padding,
+    seams_of,
     total,
 )
 from repcompile.facts import Facts
@@ -206,36 +206,38 @@ class _Pricing:
             return (cost_of_elementwise(1, self._channels(sink), self._positions(sink, fact)),)
         start = self._positions(fact.source, whole)
         at = start * self._scale(fact.path[: fact.at])
-        behind, padded, widest, single = at * _ratio(fact.map), None, None, 0.0
+        behind, padded, widest, single, seams = at * _ratio(fact.map), None, None, 0.0, 0.0
         if self.known:
-            at, behind, padded, widest = self._measured(fact, at, sink)
+            at, behind, padded, widest, seams = self._measured(fact, at, sink)
             single = behind / max(self.known.get(sink, (1,))[0], 1) if fact.ends else 0.0
         steps = [self._of_step(step, index, fact, start) for index, step in enumerate(fact.path)]
         dense = not fact.map.axes and not fact.map.is_diagonal  # torch has no Linear with groups
         x = replace(fact.map, groups=1) if dense else fact.map
-        return (*cost_of_map(x, fact.map.c_out, at, behind, padded, widest, single), *chain(*steps))
+        return (*cost_of_map(x, fact.map.c_out, at, behind, padded, widest, single, seams=seams), *chain(*steps))
 
-    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None, float | None]:
-        """Positions in front of the map, behind it, of its padded and cropped input or uncropped output, and of its
-        padded input, measured.
+    def _measured(self, fact: Fact, at: float, sink: fx.Node) -> tuple[float, float, float | None, float | None, float]:
+        """Positions in front of the map, behind it, of its padded and cropped input or uncropped output, of its padded
+        input, and of the sides of that, measured.
         """
         assert isinstance(fact.map, Affine)
         before = self.known.get(fact.path[fact.at - 1].node if fact.at else fact.source, ())
         after = self.known.get(sink, ()) if fact.ends else ()
-        n_axes, padded, widest = len(fact.map.axes), None, None
+        n_axes, padded, widest, seams = len(fact.map.axes), None, None, 0.0
         if len(before) > n_axes:
             at = _positions_of(before, before[-1 - n_axes])
             first = len(before) - n_axes
             places, images = list(zip(before[first:], fact.map.axes, strict=True)), float(prod(before[: first - 1]))
             if all(axis.up == 1 for axis in fact.map.axes):
                 padded = images * prod(size + axis.lo + axis.hi for size, axis in places)
-                widest = images * prod(size + max(axis.lo, 0) + max(axis.hi, 0) for size, axis in places)
+                wide = [size + max(axis.lo, 0) + max(axis.hi, 0) for size, axis in places]
+                widest = images * prod(wide)
+                seams = seams_of(fact.map, wide, widest)
         if len(after) > n_axes and fact.map.spreads:
             crops = (2 * max(axis.lo, axis.hi) - axis.lo - axis.hi for axis in fact.map.axes)
             sizes = (size + crop for size, crop in zip(after[len(after) - n_axes :], crops, strict=True))
             padded = float(prod(after[: len(after) - n_axes - 1]) * prod(sizes))
         behind = _positions_of(after, after[-1 - n_axes]) if len(after) > n_axes else at * _ratio(fact.map)
-        return at, behind, padded, widest
+        return at, behind, padded, widest, seams
 
     def _of_step(self, step: Step, index: int, fact: Fact, start: float) -> tuple[Cost, ...]:
         """An operator that makes positions anew runs over the image that it gets."""
@@ -269,8 +271,8 @@ class _Pricing:
         if step.path and isinstance(step.map, Uniform):
             return self._of_moving(node, operands[0], step.path[-1], whole)
         if self.facts.rules[node].copies:
-            copied = cost_of_copy(self._entries(operands[0], whole), self._entries(node, whole))
-            return (copied,) * kernels_of_padding(step.map)
+            before, after = self._entries(operands[0], whole), self._entries(node, whole)
+            return cost_of_padding(step.map, before, after, seams_of(step.map, self.known.get(node, ()), after))
         before, after = self._positions(operands[0], whole), self._positions(node, whole)
         if isinstance(step.map, Affine):
             before = self._measured_positions(operands[0], step.map.c_in) or before

@@ -17,6 +17,8 @@ from repcompile.measure import macs_of, measure
 from tests.sweep.result import Counts
 from tests.sweep.subject import Inputs
 
+EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
 
 def counts_of(model: nn.Module, inputs: Inputs, warm: bool = False) -> Counts:
     """Run `model` twice: the first time fills what it remembers per size, such as border maps.
@@ -45,6 +47,10 @@ class _Pricing(TorchDispatchMode):
             size = sum(tensor.numel() for tensor in tensors)
             if func is torch.ops.aten.constant_pad_nd.default:  # reads no more than it keeps
                 size = min(args[0].numel(), result.numel()) + result.numel()
+            if func is torch.ops.aten.copy_.default:  # reads nothing of what it writes to
+                size = args[1].numel() + result.numel()
+            if func.overloadpacket.__name__ in EMPTY:  # writes nothing
+                size = 0
             taps = _taps(func, args)
             macs = macs_of(func, args, kwargs, result) + (taps * result.numel() if taps else 0)
             self.price += self._roofline(Cost(macs, ELEMENT * size, 1))
