@@ -105,8 +105,8 @@ class Specialized(Fused):
         _written: Any  # the forward that torch.fx has written
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = super().__call__
-        return self._answer(run, args, kwargs) if self._way.rearranges is None else run(*args, **kwargs)
+        run, cls = super().__call__, type(self)
+        return self._answer(run, args, kwargs) if cls.forward is cls._written else run(*args, **kwargs)
 
     def _answer(self, graph: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         values = self._way.values(args, kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 
 from torch import fx
 
@@ -43,29 +43,24 @@ def names_of_regions(regions: Sequence[Region], captured: Captured, facts: Facts
     return [taken.first_free(_wishes(region, facts)) for region in regions]
 
 
-def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured, called: Container[str]) -> dict[fx.Node, str]:
+def names_of_tensors(nodes: Iterable[fx.Node], captured: Captured, called: Set[str]) -> dict[fx.Node, str]:
     """A place for each tensor that was computed: its own name if it is a parametrized one.
 
     called: paths of the modules that stay, or are new; no tensor goes into one of them.
     """
     names: dict[fx.Node, str] = {}
-    paths = (*captured.constants, *captured.modules)
-    taken = {*paths, *(prefix for path in paths for prefix in _prefixes(path))}
+    taken = {part for path in (*captured.constants, *captured.modules) for part in _down_to(path)}
     for node in nodes:
         path = str(node.meta.get("path", ""))
         owner, parametrized, field = path.partition(".parametrizations.")
         wish = f"{owner}.{field}" if parametrized else ""
-        if not wish or wish in taken or _is_inside(wish, called):
-            while path and _is_inside(f"{path}.", called):
+        if not wish or wish in taken or not called.isdisjoint(_prefixes(wish)):
+            while not called.isdisjoint(_down_to(path)):
                 path = path.rpartition(".")[0]
             wish = _free(f"{path}.{node.name}_settled".lstrip("."), taken)
         names[node] = wish
         taken.add(wish)
     return names
-
-
-def _is_inside(path: str, owners: Container[str]) -> bool:
-    return any(owner in owners for owner in _prefixes(path))
 
 
 class Places:
@@ -79,7 +74,7 @@ class Places:
         """paths: all that the model has."""
         self._names: dict[str, dict[str, str]] = {}  # path of an owner -> name inside -> the name that it gets
         self._taken: dict[str, set[str]] = {}
-        parts = dict.fromkeys(part for path in paths for part in (*_prefixes(path), path))
+        parts = dict.fromkeys(part for path in paths for part in _down_to(path))
         for part in sorted(parts, key=_renamings):  # who keeps its name comes first
             self(part)
 
@@ -184,3 +179,7 @@ class _Paths:
 def _prefixes(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _down_to(path: str) -> list[str]:
+    return [*_prefixes(path), path]
