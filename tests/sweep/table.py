@@ -157,7 +157,7 @@ def _because(result: Result) -> str:
     if not result.left:
         return ""
     (reason, places), *more = Counter(result.left).most_common()
-    return _cell(f"{reason}: {places}") + (f" (and {len(more)} more)" if more else "")
+    return _cell(f"{reason.removesuffix(':')}: {places}") + (f" (and {len(more)} more)" if more else "")
 
 
 def _cell(text: str) -> str:
