@@ -13,6 +13,7 @@ from repcompile.copies import PLAIN, is_empty_table
 from repcompile.proxies import Value
 
 ANOTHER = "computes something else when it is called again"
+FOR_THE_MOMENT = "calls modules that it changed before: weights, hooks or settings that they have for this call"
 DEPTH = 4
 TABLES = ("_parameters", "_buffers", "_modules", "forward", "_compiled_call_impl")
 
@@ -28,26 +29,30 @@ class Remembers(Exception):
         self.paths = paths
 
 
-Snapshot = Mapping[str, Mapping[str, Any]]
+Snapshot = Mapping[int, Mapping[str, Any]]
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """What the attributes of every module are worth, as far as one can compare, by path."""
-    return {path: _attributes(module) for path, module in model.named_modules()}
+    """What the attributes of every module are worth, as far as one can compare, by its id."""
+    return {id(module): _attributes(module) for module in model.modules()}
 
 
 def changes(model: nn.Module, before: Snapshot) -> tuple[str, ...]:
-    """Paths of the modules whose attributes a forward in between wrote to."""
-    return tuple(path for path, module in model.named_modules() if _attributes(module) != before.get(path))
+    """Paths of the modules whose attributes a forward in between wrote to.
+
+    before: of the model, or of one that it is a part of.
+    """
+    return tuple(path for path, module in model.named_modules() if _attributes(module) != before.get(id(module)))
 
 
 def contents(model: nn.Module) -> Snapshot:
     """A snapshot for whom equal containers are the same."""
-    return {path: _attributes(module, lambda container: 0) for path, module in model.named_modules()}
+    return {id(module): _attributes(module, lambda container: 0) for module in model.modules()}
 
 
 def _attributes(module: nn.Module, identity: Callable[[Any], int] = id) -> dict[str, Any]:
     own = {name: _worth(value, identity) for name, value in vars(module).items() if name not in TABLES}
+    own["__class__"] = type(module)
     for table in TABLES:
         entries = vars(module).get(table)
         if isinstance(entries, dict):
@@ -66,7 +71,9 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
         return value
     if isinstance(value, Tensor):
         return id(value), value._version
-    if depth and type(value) in (list, tuple, set, frozenset, deque):
+    if depth and type(value) in (tuple, frozenset):  # which nobody writes to: equal ones are the same
+        return type(value), [_worth(item, identity, depth - 1) for item in value]
+    if depth and type(value) in (list, set, deque):
         return identity(value), [_worth(item, identity, depth - 1) for item in value]
     if depth and isinstance(value, dict):
         return identity(value), {str(name): _worth(item, identity, depth - 1) for name, item in dict.items(value)}

@@ -235,6 +235,11 @@ class ConstantValue(TensorValue):
         return bool(self._tensor.is_floating_point())
 
 
+def original(value: Any) -> Any:
+    """The tensor that a constant stands for; anything else as it is."""
+    return vars(value)["_tensor"] if type(value) is ConstantValue else value
+
+
 def _asking(frame: FrameType) -> str | None:
     """Whom the running instruction of `frame` calls, as `callee` has it; ours and torch.fx ask for no user."""
     return OURS if _is_inside(frame) else callee(frame)

@@ -29,9 +29,9 @@ from repcompile.factories import MAKING, Factories
 from repcompile.handover import contents, hand_over, restore
 from repcompile.keeping import Keeping
 from repcompile.memo import other_program
-from repcompile.memory import ANOTHER, Remembers, Snapshot, changes, snapshot
+from repcompile.memory import ANOTHER, FOR_THE_MOMENT, Remembers, Snapshot, changes, snapshot
 from repcompile.outputs import require_plain
-from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value
+from repcompile.proxies import ConstantValue, ResultValue, TensorValue, Value, original
 from repcompile.questions import asks_for_identity, asks_for_type
 from repcompile.reasons import reason_of
 from repcompile.spelling import as_it_is_said, is_derived, name_of
@@ -114,7 +114,7 @@ def _originals(shell: nn.Module, model: nn.Module) -> dict[int, tuple[Tensor, Te
 
 
 class _Tensors(dict[str, Any]):
-    """A module's parameters or buffers: reading one gives its proxy, made on first use."""
+    """A module's parameters or buffers: reading one gives its proxy, made on first use; writing that puts it back."""
 
     def __init__(self, tensors: Mapping[str, Tensor | None], tracer: _Tracer) -> None:
         super().__init__(tensors)
@@ -123,6 +123,9 @@ class _Tensors(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         tensor = super().__getitem__(name)
         return tensor if tensor is None or isinstance(tensor, Value) else self._tracer.constant(tensor)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, original(value))
 
     def values(self) -> Any:
         return [self[name] for name in self]
@@ -303,7 +306,7 @@ class _Tracer(fx.Tracer):
         elif leaf and isinstance(module, torch.jit.ScriptModule):
             self.failures[path] = "it is scripted, and has no Python left to trace"
         if leaf:
-            call = self._leaf_call(path)
+            call = self._leaf_call(path, module)
         elif asks_for_type(module) or asks_for_identity(module):
             what = "type" if asks_for_type(module) else "identity"
             refusing = self._refusing(f"compares the {what} of what may be a tensor")
@@ -316,6 +319,7 @@ class _Tracer(fx.Tracer):
         attributes.update({name: {} for name in HOOKS if attributes.get(name) != {}})
         attributes["_compiled_call_impl"] = call
         attributes["forward"] = self._refusing("calls forward by name, past the hooks") if has_hooks else call
+        attributes["__reduce_ex__"] = self._refusing("copies a module")  # a copy would record calls of this one
         attributes["_parameters"] = _Tensors(module._parameters, self)
         attributes["_buffers"] = _Tensors(module._buffers, self)
         if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -327,8 +331,10 @@ class _Tracer(fx.Tracer):
 
         return refuse
 
-    def _leaf_call(self, path: str) -> Callable[..., Any]:
+    def _leaf_call(self, path: str, module: nn.Module) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if changes(module, self._before):  # the graph will call it as it was
+                raise self._for_the_moment()
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["path"] = path
             if path in self._opaque or path in self.failures:
@@ -340,7 +346,7 @@ class _Tracer(fx.Tracer):
     def _inlined_call(
         self, path: str, module: nn.Module, forward: Callable[..., Any], overridden: bool
     ) -> Callable[..., Any]:
-        leaf, hooks = self._leaf_call(path), weight_hooks(module)
+        leaf, hooks = self._leaf_call(path, module), weight_hooks(module)
 
         def attempt(*args: Any, **kwargs: Any) -> tuple[Any, Exception | None]:
             """(the result, None), or what the forward raised, with everything as it was before."""
@@ -350,6 +356,8 @@ class _Tracer(fx.Tracer):
                 result = _with_weights(module, hooks, self._keeping.applied(forward, path))(*args, **kwargs)
                 self._require_unrefused(refused)
                 return result, None
+            except Remembers:
+                raise
             except Exception as error:  # noqa: BLE001 - the user's forward: whatever it cannot do with proxies
                 self._erase_after(last)
                 self._refused = refused
@@ -359,6 +367,8 @@ class _Tracer(fx.Tracer):
                 self._path = outer
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if hooks_of(module) or vars(module).get("forward") is not call:
+                raise self._for_the_moment()
             result, first = attempt(*args, **kwargs)
             if first is None:
                 return result
@@ -374,6 +384,13 @@ class _Tracer(fx.Tracer):
             return leaf(*args, **kwargs)
 
         return call
+
+    def _for_the_moment(self) -> Remembers:
+        """The error for a forward that gives a module hooks, weights or settings for one call; it counts even where
+        the user's code catches it.
+        """
+        self._refused += 1
+        return Remembers((self._path,), FOR_THE_MOMENT)
 
     def _is_as_before(self) -> bool:
         """Whether no forward has left anything in the attributes of a module yet."""
