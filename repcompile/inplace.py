@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 
 from repcompile.factories import SILENT
 from repcompile.modules import MODULES, overwritten, put
@@ -150,8 +150,12 @@ def is_opaque(node: fx.Node, opaque: Container[str]) -> bool:
 
 
 def mutates(node: fx.Node) -> bool:
-    """Whether it calls an ATen operator that writes to what it reads."""
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    """Whether it calls an operator that writes to what it reads, as its schema says: torch's, or one of a library."""
+    if not isinstance(node.target, OpOverloadPacket):
+        return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    overloads = [getattr(node.target, name) for name in node.target.overloads()]
+    written = (argument for each in overloads for argument in each._schema.arguments if not argument.kwarg_only)
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in written)
 
 
 def is_fresh(node: fx.Node, classes: Classes) -> bool:
@@ -174,38 +178,54 @@ def _is_product(node: fx.Node) -> bool:
 
 
 def _written(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> fx.Node | None:
-    """The node whose tensor `node` writes to, if any."""
-    if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
+    """The node whose tensor `node` writes to, if any.
+
+    Raises Unprovable if it writes to another argument than its first, or to several tensors.
+    """
+    if node.op in ("placeholder", "get_attr", "output"):
         return None
-    if node.kwargs.get("out") is not None:
+    if mutates(node) or _given(node, "out") is not None or _updates(node, modules, classes):
         raise Unprovable(node)
-    if mutates(node):
-        raise Unprovable(node)
+    if not _writes(node, modules, classes):
+        return None
     first = node.args[0] if node.args else node.kwargs.get("input")
-    if not isinstance(first, fx.Node):
+    if isinstance(first, int | float | complex):
         return None
+    if not isinstance(first, fx.Node):
+        raise Unprovable(node)
+    return first
+
+
+def _writes(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> bool:
+    """Whether a call changes a tensor, as its name or its flag says."""
     if node.op == "call_module":
         path = str(node.target)
-        return first if path in classes and getattr(modules[path], "inplace", False) is True else None
-    if node.op == "call_method":
-        name = str(node.target)
-        return first if name.endswith("_") and not name.endswith("__") else None
-    name = getattr(node.target, "__name__", "")
-    writes = node.target in PURE or (name.endswith("_") and not name.endswith("__"))
-    return first if writes or _inplace_flag(node) else None
-
-
-def _inplace_flag(node: fx.Node) -> bool:
-    if node.kwargs.get("inplace") is True:
+        return path in classes and getattr(modules[path], "inplace", False) is True
+    name = name_of(node)
+    if name.endswith("_") and not name.endswith("__"):
         return True
-    position = _place_of_flag(node)
-    return position is not None and node.args[position] is True
+    return node.op == "call_function" and (node.target in PURE or _given(node, "inplace") is True)
 
 
-def _place_of_flag(node: fx.Node) -> int | None:
-    """Which of the positional arguments says `inplace`, if one does."""
+def _updates(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> bool:
+    """Whether a call writes to statistics or weights that it has or is given, beside what it returns."""
+    if node.op == "call_module":
+        path = str(node.target)
+        return path in classes and getattr(modules[path], "max_norm", None) is not None
+    asked = UPDATING.get(node.target, {}) if node.op == "call_function" else {}
+    return bool(asked) and all(_given(node, *each) not in (None, False) for each in asked.items())
+
+
+def _given(node: fx.Node, name: str, default: Any = None) -> Any:
+    """The argument of that name, or its default."""
+    place = _place_of(node, name)
+    return node.kwargs.get(name, default) if place is None else node.args[place]
+
+
+def _place_of(node: fx.Node, name: str) -> int | None:
+    """Which of the positional arguments has that name, if one has."""
     names = parameters(node.target)[: len(node.args)]
-    return names.index("inplace") if "inplace" in names else None
+    return names.index(name) if name in names else None
 
 
 def _require_unseen(node: fx.Node, written: fx.Node, order: Mapping[fx.Node, int], classes: Classes) -> None:
@@ -259,7 +279,7 @@ def _pure_target(node: fx.Node) -> Any:
         return name if hasattr(torch.Tensor, name) and name in FRESH_METHODS else None
     if node.target in PURE:
         return PURE[node.target]  # type: ignore[index]
-    return node.target if _inplace_flag(node) else None
+    return node.target if _given(node, "inplace") is True else None
 
 
 def _make_pure(node: fx.Node) -> None:
@@ -269,7 +289,7 @@ def _make_pure(node: fx.Node) -> None:
     node.target = _pure_target(node)
     if "inplace" in node.kwargs:
         node.kwargs = {**node.kwargs, "inplace": False}
-    position = _place_of_flag(node)
+    position = _place_of(node, "inplace")
     if position is not None:
         node.args = tuple(False if index == position else arg for index, arg in enumerate(node.args))
 
@@ -295,6 +315,14 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.leaky_relu_: F.leaky_relu,
     F.elu_: F.elu,
     F.hardtanh_: F.hardtanh,
+}
+
+UPDATING: dict[Any, dict[str, Any]] = {  # function -> the arguments that make it write to others, and their defaults
+    F.batch_norm: {"running_mean": None, "training": False},
+    F.instance_norm: {"running_mean": None, "use_input_stats": True},
+    torch.instance_norm: {"running_mean": None, "use_input_stats": True},
+    F.embedding: {"max_norm": None},
+    F.embedding_bag: {"max_norm": None},
 }
 
 VIEWS: frozenset[Any] = frozenset(  # of the first argument, or else fresh

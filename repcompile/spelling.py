@@ -103,6 +103,7 @@ BUILTIN: dict[Any, str] = {  # functions that have no signature to ask
     **dict.fromkeys((torch.neg, torch.negative, torch.clone, torch.relu, torch.sigmoid, torch.tanh), "input"),
     F.linear: "input weight bias",
     torch.batch_norm: _BATCH_NORM,
+    torch.instance_norm: "input weight bias running_mean running_var use_input_stats momentum eps cudnn_enabled",
     torch.dropout: "input p train",
     torch.flatten: "input start_dim end_dim",
     torch.permute: "input dims",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -560,3 +560,73 @@ def test_a_write_to_an_einsum_that_may_be_a_view() -> None:
         return m.norm(y)
 
     check(nn.Sequential(made(lambda: Net(written, **parts()))).eval(), *images())
+
+
+@torch.library.custom_op("repcompile_tests::doubled", mutates_args={"x"})
+def doubled(x: Tensor) -> None:
+    """An operator of somebody's library, that writes to its argument."""
+    x.mul_(2.0)
+
+
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "to the tensors of a list": lambda y: cast(Any, torch)._foreach_mul_([y], 2.0),
+    "to views in a list": lambda y: cast(Any, torch)._foreach_copy_(
+        list(y.unbind(1)), [2.0 * part for part in y.unbind(1)]
+    ),
+    "to an argument by a name of its own": lambda y: nn.init.zeros_(tensor=y),
+    "to an argument by name": lambda y: F.relu_(input=y),
+    "out, of a function in Python": lambda y: F.normalize(y, out=y),
+    "out, a part": lambda y: torch.norm(y, dim=1, out=y[:, 0]),
+    "out, of ATen": lambda y: torch.ops.aten.mul(y, y, out=y),
+    "by an operator of ATen": lambda y: torch.ops.aten.mul_(y, 2.0),
+    "by an operator of ATen, to a list": lambda y: torch.ops.aten._foreach_mul_([y], 2.0),
+    "by a function with a schema": doubled,
+    "by an operator of a library": lambda y: torch.ops.repcompile_tests.doubled(y),
+    "by an overload of a library": lambda y: torch.ops.repcompile_tests.doubled.default(y),
+    "to statistics": lambda y: F.batch_norm(y, y[0, :, 0, 0], y[0, :, 0, 1], training=True, momentum=0.5),
+    "to statistics of an instance norm": lambda y: F.instance_norm(y, y[0, :, 0, 0], y[0, :, 0, 1], momentum=0.5),
+    "to statistics in ATen's order": lambda y: torch.instance_norm(
+        *(y, None, None, y[0, :, 0, 0], y[0, :, 0, 1], True, 0.5, 1e-5, False)
+    ),
+    "to rows that are too long": lambda y: F.embedding(torch.tensor([0, 1]), y[0, 0], max_norm=0.1),
+    "to rows of a bag": lambda y: F.embedding_bag(torch.tensor([[0, 1]]), y[0, 0], max_norm=0.1),
+}
+SEEN: dict[str, Callable[[Any, Tensor, Callable[[Tensor], Any]], Tensor]] = {
+    "before and after": lambda m, x, write: (lambda y: m.norm2(y) + (write(y), m.norm(y))[1])(m.conv(x)),
+    "after": lambda m, x, write: (lambda y: (write(y), m.norm2(y))[1])(m.norm(m.conv(x))),
+    "by a view": lambda m, x, write: (lambda y: (lambda v: (write(y), m.norm(v))[1])(y.transpose(2, 3)))(m.conv(x)),
+    "before": lambda m, x, write: (lambda y: (lambda a: (write(y), a + m.conv2(y))[1])(m.norm(m.conv(y))))(x * 1.0),
+}
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_is_known_whatever_it_is_called(name: str, seen: str) -> None:
+    def build() -> nn.Module:
+        return Net(lambda m, x: SEEN[seen](m, x, WRITES[name]), conv=conv(), conv2=conv(), norm=norm(), norm2=norm())
+
+    check(made(build), *images())
+
+
+def test_statistics_of_nobody_are_not_written_to() -> None:
+    """Weights are standardized like this."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        weight = F.batch_norm(m.conv.weight.reshape(1, 4, -1), None, None, training=True, eps=1e-6)
+        return m.norm(F.conv2d(x, weight.reshape_as(m.conv.weight), m.conv.bias, padding=1))
+
+    check(made(lambda: Net(forward, conv=conv(), norm=norm())), *images(), operators=1)
+
+
+def test_an_embedding_that_shortens_its_rows_may_write_to_what_others_read() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x)).mean((2, 3))
+        before = F.linear(y, m.rows.weight)
+        m.rows(torch.tensor([0, 1]))
+        return before + F.linear(y, m.rows.weight * 2.0)
+
+    def build() -> nn.Module:
+        return Net(forward, conv=conv(), norm=norm(), rows=nn.Embedding(5, 4, max_norm=0.1))
+
+    fused = check(made(build), *images())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
