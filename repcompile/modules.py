@@ -105,7 +105,7 @@ class Mapped(nn.Module):
     def __init__(self, n_axes: int) -> None:
         super().__init__()
         self.n_axes = n_axes
-        self._maps: dict[Any, Tensor] = {}
+        self._maps: dict[Any, tuple[Tensor, Tensor]] = {}  # with the weight: no other one gets its place in memory
 
     def map_of(self, image: Tensor) -> Tensor:
         """The map for an indicator image of one channel."""
@@ -136,11 +136,13 @@ class Mapped(nn.Module):
         sizes = tuple(x.shape[x.dim() - self.n_axes :])
         version = (weight.data_ptr(), weight._version, torch.is_inference_mode_enabled())
         key = (sizes, x.dim(), x.dtype, x.device, version)
-        if key not in self._maps:
-            while len(self._maps) >= MAPS_KEPT:
-                self._maps.pop(next(iter(self._maps)), None)
-            self._maps[key] = self.computed(x.new_zeros(1).expand(*[1] * (x.dim() - len(sizes)), *sizes))
-        return self._maps[key]
+        kept = self._maps.get(key)
+        if kept is None:
+            for oldest in list(self._maps)[: 1 - MAPS_KEPT]:  # other threads do so, too
+                self._maps.pop(oldest, None)
+            made = self.computed(x.new_zeros(1).expand(*[1] * (x.dim() - len(sizes)), *sizes))
+            kept = self._maps[key] = (made, weight.detach())
+        return kept[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -144,6 +145,39 @@ def test_the_number_of_maps_is_bounded() -> None:
     for size in range(1, 2 * MAPS_KEPT):
         assert_formula(module, image(size, size))
     assert len(module._maps) == MAPS_KEPT
+
+
+def test_weights_that_take_the_place_of_others_in_memory_are_others() -> None:
+    """Large ones, which the system hands out again at once."""
+    module = BorderConv(nn.Conv2d(16, 16, 3, padding=1), torch.rand(16, 1, 127, 127)).double()
+    module.padding, x = (63, 63), torch.randn(1, 16, 16, 16, dtype=torch.float64)
+    seen = set[int]()
+    for _ in range(8):
+        module.border.data = torch.rand_like(module.border)
+        seen.add(module.border.data_ptr())
+        with torch.no_grad():
+            expected = module.conv(x) + F.conv2d(torch.ones(1, 1, 16, 16).double(), module.border, None, padding=63)
+            assert_close(module(x), expected)
+    assert len(seen) == 8, "the maps kept hold the weights that they were made of"
+
+
+def test_threads_with_many_sizes_share_one_module() -> None:
+    module, failures = border_conv(), list[BaseException]()
+
+    def call(first: int) -> None:
+        try:
+            for size in range(first, first + 3 * MAPS_KEPT):
+                assert_formula(module, image(1 + size % 20, 3))
+        except BaseException as error:  # noqa: BLE001 - told to the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(5 * index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(module._maps) <= MAPS_KEPT + len(threads)
 
 
 def test_maps_are_no_state() -> None:
