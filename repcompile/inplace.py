@@ -208,12 +208,23 @@ def _writes(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -
 
 
 def _updates(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) -> bool:
-    """Whether a call writes to statistics or weights that it has or is given, beside what it returns."""
+    """Whether a call writes to statistics or weights, beside what it returns, that others may read."""
     if node.op == "call_module":
         path = str(node.target)
         return path in classes and getattr(modules[path], "max_norm", None) is not None
-    asked = UPDATING.get(node.target, {}) if node.op == "call_function" else {}
-    return bool(asked) and all(_given(node, *each) not in (None, False) for each in asked.items())
+    asked, written = UPDATING.get(node.target, ({}, ())) if node.op == "call_function" else ({}, ())
+    if any(_given(node, name, default) in (None, False) for name, default in asked.items()):
+        return False
+    return not all(_reads_alone(node, _given(node, name)) for name in written)
+
+
+def _reads_alone(node: fx.Node, value: Any) -> bool:
+    """Whether nobody but `node` reads a value: a parameter or buffer of a module that is not called itself."""
+    if value is None:
+        return True
+    owner = str(value.target).rpartition(".")[0]
+    called = (other.op == "call_module" and other.target == owner for other in node.graph.nodes)
+    return value.op == "get_attr" and len(value.users) == 1 and not any(called)
 
 
 def _given(node: fx.Node, name: str, default: Any = None) -> Any:
@@ -317,12 +328,14 @@ PURE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.hardtanh_: F.hardtanh,
 }
 
-UPDATING: dict[Any, dict[str, Any]] = {  # function -> the arguments that make it write to others, and their defaults
-    F.batch_norm: {"running_mean": None, "training": False},
-    F.instance_norm: {"running_mean": None, "use_input_stats": True},
-    torch.instance_norm: {"running_mean": None, "use_input_stats": True},
-    F.embedding: {"max_norm": None},
-    F.embedding_bag: {"max_norm": None},
+STATISTICS = ("running_mean", "running_var")
+UPDATING: dict[Any, tuple[dict[str, Any], tuple[str, ...]]] = {
+    # function -> the arguments that make it write to others, with their defaults, and these others
+    F.batch_norm: ({"running_mean": None, "training": False}, STATISTICS),
+    F.instance_norm: ({"running_mean": None, "use_input_stats": True}, STATISTICS),
+    torch.instance_norm: ({"running_mean": None, "use_input_stats": True}, STATISTICS),
+    F.embedding: ({"max_norm": None}, ("weight",)),
+    F.embedding_bag: ({"max_norm": None}, ("weight",)),
 }
 
 VIEWS: frozenset[Any] = frozenset(  # of the first argument, or else fresh

@@ -618,6 +618,27 @@ def test_statistics_of_nobody_are_not_written_to() -> None:
     check(made(lambda: Net(forward, conv=conv(), norm=norm())), *images(), operators=1)
 
 
+def test_statistics_that_nobody_else_reads_may_be_written_to() -> None:
+    """The fused model has its own, and updates them as the model does."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.batch_norm(m.conv(x), m.mean, m.var, training=True)
+        return m.norm(m.conv2(torch.relu(y)))
+
+    def build() -> nn.Module:
+        return Net(forward, conv=conv(), conv2=conv(), norm=norm(), mean=torch.zeros(4), var=torch.ones(4))
+
+    check(made(build), *images(), *images(), operators=4)
+
+
+def test_statistics_that_a_layer_uses_too_are_updated_for_it() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        return y + F.batch_norm(y, m.norm.running_mean, m.norm.running_var, training=True)
+
+    check(made(lambda: Net(forward, conv=conv(), norm=norm())), *images(), *images())
+
+
 def test_an_embedding_that_shortens_its_rows_may_write_to_what_others_read() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.norm(m.conv(x)).mean((2, 3))
