@@ -1,7 +1,7 @@
 """What torch or Python keep for the whole process or a thread, and a compilation must not disturb."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 
 import torch
@@ -13,14 +13,18 @@ ONE_AT_A_TIME = RLock()  # held for what only one thread may do at a time
 
 @contextmanager
 def modes_kept() -> Generator[None]:
-    """Gradient, dispatch and function modes of this thread are afterwards what they were.
+    """Gradient, dispatch and function modes of this thread are afterwards what they were; inference mode is left
+    meanwhile, as autograd does not take the tensors that are made in it.
 
     Leaving them is what every `with` does, unless Ctrl-C hits it between entering a mode and taking note of that.
     """
     gradients = torch.is_grad_enabled()
     functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    inference = torch.is_inference_mode_enabled()
     try:
-        yield
+        with torch.inference_mode(False) if inference else nullcontext():
+            torch.set_grad_enabled(gradients)
+            yield
     finally:
         while torch._C._len_torch_function_stack() > functions:
             pop_function_mode()

@@ -268,6 +268,20 @@ def test_verify_changes_neither_model() -> None:
     assert before == (snapshot(model), snapshot(fused))
 
 
+@pytest.mark.parametrize("example", [False, True])
+def test_what_is_fused_in_inference_mode_learns_outside_of_it(example: bool) -> None:
+    """As the model does; torch refuses gradients of tensors that were made in inference mode."""
+    model = randomize(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))).eval()
+    x = torch.randn(2, 4, 5, 6)
+    with torch.inference_mode():
+        fused = fuse(model, (torch.randn(2, 4, 5, 6),)) if example else fuse(model)
+        assert torch.is_inference_mode_enabled()
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    assert not any(tensor.is_inference() for tensor in fused.state_dict().values())
+    fused(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in fused.parameters())
+
+
 def test_verify_refuses_another_structure() -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
