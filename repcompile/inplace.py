@@ -215,16 +215,17 @@ def _updates(node: fx.Node, modules: Mapping[str, nn.Module], classes: Classes) 
     asked, written = UPDATING.get(node.target, ({}, ())) if node.op == "call_function" else ({}, ())
     if any(_given(node, name, default) in (None, False) for name, default in asked.items()):
         return False
-    return not all(_reads_alone(node, _given(node, name)) for name in written)
+    return not all(_reads_alone(node, _given(node, name), modules) for name in written)
 
 
-def _reads_alone(node: fx.Node, value: Any) -> bool:
+def _reads_alone(node: fx.Node, value: Any, modules: Mapping[str, nn.Module]) -> bool:
     """Whether nobody but `node` reads a value: a parameter or buffer of a module that is not called itself."""
     if value is None:
         return True
-    owner = str(value.target).rpartition(".")[0]
+    owner, _, name = str(value.target).rpartition(".")
+    tensors = {**modules[owner]._parameters, **modules[owner]._buffers} if owner in modules else {}
     called = (other.op == "call_module" and other.target == owner for other in node.graph.nodes)
-    return value.op == "get_attr" and len(value.users) == 1 and not any(called)
+    return value.op == "get_attr" and name in tensors and len(value.users) == 1 and not any(called)
 
 
 def _given(node: fx.Node, name: str, default: Any = None) -> Any:

@@ -70,7 +70,7 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), value._version, _place(value)
     if depth and type(value) in (tuple, frozenset):  # which nobody writes to: equal ones are the same
         return type(value), [_worth(item, identity, depth - 1) for item in value]
     if depth and type(value) in (list, set, deque):
@@ -82,3 +82,11 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
     if depth and plain and isinstance(state, dict):
         return id(value), {name: _worth(item, identity, depth - 1) for name, item in state.items()}
     return id(value)
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Where its numbers are: `tensor.data = other` changes nothing else.  None if there is no such place."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a sparse one, or one without numbers
+        return None

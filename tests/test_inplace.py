@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,12 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from repcompile import fuse
+from repcompile import ModelError, fuse
 from repcompile.capture import capture
 from repcompile.factories import SILENT
 from repcompile.inplace import FRESH_FUNCTIONS, FRESH_METHODS, FRESH_MODULES
 from repcompile.modules import BorderConv, ChannelAffine, ValuePad, put
-from tests.test_hostile import Net, Undecided, check, conv, copied, image, images, made, norm, parts, refusal, run_by
+from tests.test_hostile import (
+    Net,
+    Undecided,
+    assert_close,
+    check,
+    conv,
+    copied,
+    image,
+    images,
+    made,
+    norm,
+    parts,
+    refusal,
+    run_by,
+)
 
 
 def _alias_after_sum(m: Any, x: Tensor) -> Tensor:
@@ -629,6 +645,24 @@ def test_statistics_that_nobody_else_reads_may_be_written_to() -> None:
         return Net(forward, conv=conv(), conv2=conv(), norm=norm(), mean=torch.zeros(4), var=torch.ones(4))
 
     check(made(build), *images(), *images(), operators=4)
+
+
+def test_statistics_that_no_module_registers_may_be_read_while_tracing() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.batch_norm(m.conv(x), m.statistics[0], m.statistics[1], training=True)
+        return m.norm(m.conv2(y)) + m.statistics[0].mean()
+
+    def build() -> nn.Module:
+        return Net(forward, conv=conv(), conv2=conv(), norm=norm(), statistics=[torch.zeros(4), torch.ones(4)])
+
+    model: Any = made(build)
+    model.statistics = [tensor.double() for tensor in model.statistics]
+    for example in (False, True):
+        mine, (x,) = copy.deepcopy(model), images()[0]
+        with contextlib.suppress(ModelError):
+            fused = fuse(mine, (x,)) if example else fuse(mine)
+            for _ in range(3):
+                assert_close(fused(x), mine(x))
 
 
 def test_statistics_that_a_layer_uses_too_are_updated_for_it() -> None:

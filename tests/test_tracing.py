@@ -442,6 +442,9 @@ class Counting(nn.Module):
         if self.how == "tensor":
             self.tensor += 1
             return self.tensor
+        if self.how == "data":
+            self.tensor.data = self.tensor.data + 1.0
+            return self.tensor
         if self.how == "dict":
             self.table["n"] += 1.0
             return self.table["n"]
@@ -469,7 +472,7 @@ class Counting(nn.Module):
 
 
 COUNTING = (
-    *("number", "buffer", "tensor", "dict", "list", "nested list", "object"),
+    *("number", "buffer", "tensor", "data", "dict", "list", "nested list", "object"),
     *("callable", "module in a list", "iterator", "random number"),
 )
 
