@@ -243,6 +243,10 @@ def _require_eval(model: nn.Module) -> None:
         raise ModelError(f"{type(model).__name__} is on the meta device and has no weights to fold: load them first")
     if any(type(tensor).__name__ == "FakeTensor" for tensor in tensors):
         raise ModelError(f"{type(model).__name__} has fake tensors, which hold no weights to fold")
+    layouts = {tensor.layout for tensor in tensors} - {torch.strided}
+    if layouts:
+        kinds = ", ".join(sorted(map(str, layouts)))
+        raise ModelError(f"{type(model).__name__} has weights of layout {kinds}; it takes torch.strided ones")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a scripted module has no Python left to trace: compile the model, then script the result")
 

@@ -67,6 +67,12 @@ def of_fakes() -> nn.Module:
         return nn.Sequential(conv(), norm()).eval()
 
 
+def of_few_numbers() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse(), requires_grad=False)
+    return nn.Sequential(layer).eval()
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a function": (lambda: F.relu, "takes a torch.nn.Module; got function"),
     "nothing": (lambda: None, "takes a torch.nn.Module; got NoneType"),
@@ -74,6 +80,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "training": (lambda: nn.Sequential(conv(), norm()).train(), r"training mode.*call model.eval\(\) first"),
     "meta": (on_meta, "meta device"),
     "fakes": (of_fakes, "has fake tensors, which hold no weights to fold"),
+    "sparse": (of_few_numbers, "weights of layout torch.sparse_coo; it takes torch.strided ones"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(), "lazy.*run it once"),
     "lazy buffers": (lambda: nn.Sequential(conv(), nn.LazyBatchNorm2d(affine=False)).eval(), "lazy.*run it once"),
     "a lock": (lambda: nn.Sequential(conv(), Locked()).eval(), "cannot be copied.*lock"),
