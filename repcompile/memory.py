@@ -70,7 +70,7 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        return id(value), value._version, _place(value)
+        return id(value), value._version, _place(value) if depth == DEPTH else None
     if depth and type(value) in (tuple, frozenset):  # which nobody writes to: equal ones are the same
         return type(value), [_worth(item, identity, depth - 1) for item in value]
     if depth and type(value) in (list, set, deque):
@@ -85,7 +85,10 @@ def _worth(value: Any, identity: Callable[[Any], int], depth: int = DEPTH) -> An
 
 
 def _place(tensor: Tensor) -> int | None:
-    """Where its numbers are: `tensor.data = other` changes nothing else.  None if there is no such place."""
+    """Where its numbers are: `tensor.data = other` changes nothing else.  None if there is no such place.
+
+    Asked of attributes alone: in the list of an `nn.LSTM`, its own `flatten_parameters` moves the weights.
+    """
     try:
         return tensor.data_ptr()
     except RuntimeError:  # a sparse one, or one without numbers
