@@ -585,6 +585,22 @@ class ClassRamp(nn.Module):
         return self.conv(x) * ClassRamp.ramp
 
 
+def test_weights_that_a_layer_puts_elsewhere_are_the_same() -> None:
+    """As `nn.LSTM.flatten_parameters` does on a GPU, in every call."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for weight in m.conv.flat:
+            weight.data = weight.data.clone()
+        return m.norm(m.conv(x))
+
+    def build() -> nn.Module:
+        model: Any = Net(forward, conv=conv(), norm=norm())
+        model.conv.flat = [model.conv.weight]
+        return model
+
+    check(made(build), *images(), operators=1)
+
+
 def test_a_function_with_a_cache_does_not_remember_the_tracer() -> None:
     cached_ramp.cache_clear()
     model = made(lambda: Net(lambda m, x: m.norm(m.conv(x) * cached_ramp(4)), **parts()))
