@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-MOVES = frozenset(
-    "alias clone contiguous copy_ detach empty empty_like empty_strided expand lift_fresh new_empty new_empty_strided "
-    "_reshape_alias _to_copy _unsafe_view".split()
+EMPTY = frozenset("empty empty_like empty_strided new_empty new_empty_strided".split())  # nothing is written to them
+MOVES = EMPTY.union(
+    "alias clone contiguous copy_ detach expand lift_fresh _reshape_alias _to_copy _unsafe_view".split()
 )
 
 

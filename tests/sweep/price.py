@@ -13,11 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repcompile import Cost, Roofline
 from repcompile.cost import ELEMENT
-from repcompile.measure import macs_of, measure
+from repcompile.measure import EMPTY, macs_of, measure
 from tests.sweep.result import Counts
 from tests.sweep.subject import Inputs
-
-EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
 def counts_of(model: nn.Module, inputs: Inputs, warm: bool = False) -> Counts:
