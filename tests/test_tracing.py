@@ -560,6 +560,22 @@ def test_a_message_about_a_size_is_no_question() -> None:
     check(made(lambda: Net(checked, **parts())), *images(), operators=3)
 
 
+def test_weights_that_a_layer_puts_elsewhere_are_the_same() -> None:
+    """As `nn.LSTM.flatten_parameters` does on a GPU, in every call."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for weight in m.conv.flat:
+            weight.data = weight.data.clone()
+        return m.norm(m.conv(x))
+
+    def build() -> nn.Module:
+        model: Any = Net(forward, conv=conv(), norm=norm())
+        model.conv.flat = [model.conv.weight]
+        return model
+
+    check(made(build), *images(), operators=1)
+
+
 def test_a_constant_that_numpy_makes_anew_is_the_same_again() -> None:
     def ramped(m: Any, x: Tensor) -> Tensor:
         return m.norm(m.conv(x) * torch.from_numpy(np.arange(1.0, 5.0)).view(4, 1, 1))
@@ -583,22 +599,6 @@ class ClassRamp(nn.Module):
         if ClassRamp.ramp is None:
             ClassRamp.ramp = torch.arange(4, dtype=torch.float64).view(4, 1, 1)
         return self.conv(x) * ClassRamp.ramp
-
-
-def test_weights_that_a_layer_puts_elsewhere_are_the_same() -> None:
-    """As `nn.LSTM.flatten_parameters` does on a GPU, in every call."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        for weight in m.conv.flat:
-            weight.data = weight.data.clone()
-        return m.norm(m.conv(x))
-
-    def build() -> nn.Module:
-        model: Any = Net(forward, conv=conv(), norm=norm())
-        model.conv.flat = [model.conv.weight]
-        return model
-
-    check(made(build), *images(), operators=1)
 
 
 def test_a_function_with_a_cache_does_not_remember_the_tracer() -> None:
