@@ -23,7 +23,7 @@ def modes_kept() -> Generator[None]:
     inference = torch.is_inference_mode_enabled()
     try:
         with torch.inference_mode(False) if inference else nullcontext():
-            torch.set_grad_enabled(gradients)
+            torch.set_grad_enabled(gradients)  # which leaving inference mode turns on
             yield
     finally:
         while torch._C._len_torch_function_stack() > functions:
